@@ -1,0 +1,1 @@
+"""Networks: the shared early-fusion path and one folder per family (processor + network + weights)."""

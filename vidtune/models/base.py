@@ -1,0 +1,143 @@
+"""The early-fusion network that every family fills in."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidtune.contracts import Batch, MediaItem, NetworkOutput
+from vidtune.models.attention import PACKED_SDPA, PackedLayout
+from vidtune.models.fusion import check_placeholders, fuse
+from vidtune.models.likelihood import target_likelihood
+
+ROLES = ("vision", "connector", "language", "new_tokens")
+
+
+class VideoLLM(nn.Module):
+    """A visual encoder, a connector and a causal language model.
+
+    A family assigns ``vision``, ``connector`` and ``language`` (a transformers causal LM with ``model`` and
+    ``lm_head``), optionally ``new_tokens`` (a module that owns added embedding rows), and implements ``features`` and
+    ``connect``. Both call submodules by their ``forward``: parameters read outside of one are not gathered under
+    ZeRO-3 and FSDP2. Roles and their named parts are module paths (``vision.vit``, ``connector.projection``).
+    """
+
+    vision: nn.Module
+    connector: nn.Module
+    language: Any
+    new_tokens: nn.Module | None = None
+
+    # ------------------------------------------------------------------ what a family supplies
+
+    @abstractmethod
+    def features(self, items: Sequence[MediaItem]) -> list[dict[str, Tensor]]:
+        """Run the ``vision`` role once over all items (stage ``pixels``).
+
+        Returns:
+            Per item what ``connect`` needs: values and, where they matter, layout (frames, grid, padding mask). This
+            is also what the feature cache stores.
+        """
+
+    @abstractmethod
+    def connect(self, items: Sequence[MediaItem]) -> Tensor:
+        """Run the ``connector`` role over all items (stage ``features``): (N, D) in span order."""
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(B, L) ids to (B, L, D); families with added rows override it."""
+        return self.language.get_input_embeddings()(input_ids)
+
+    def decode(self, embeddings: Tensor, batch: Batch, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the decoder: (B, L, D) states after the final norm, and auxiliary losses (already weighted)."""
+        output = self.language.model(
+            inputs_embeds=embeddings, position_ids=batch.position_ids, use_cache=False, **kwargs
+        )
+        return output.last_hidden_state, {}
+
+    # ------------------------------------------------------------------ shared path
+
+    def set_attention(self, implementation: str = PACKED_SDPA) -> None:
+        """Choose how the decoder executes attention; the tower keeps its own."""
+        self.language.set_attn_implementation(implementation)
+
+    def forward(self, batch: Batch, return_logits: bool = False) -> NetworkOutput:
+        """Likelihood of the supervised tokens of a row.
+
+        Args:
+            batch: packed (1, L) row, or padded (B, L) batch.
+            return_logits: also compute logits at all positions (parity tests, small inputs).
+        """
+        check_placeholders(batch)
+        embeddings = self.fused_embeddings(batch)
+        hidden, auxiliary = self.decode(embeddings, batch, **self.attention_arguments(batch))
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        if batch.target_positions is None or batch.target_ids is None:
+            raise ValueError("forward() needs target_positions and target_ids; use generate() for prompts.")
+        nll, correct = target_likelihood(flat[batch.target_positions], self.language.lm_head, batch.target_ids)
+        logits = self.language.lm_head(hidden) if return_logits else None
+        return NetworkOutput(nll, correct, auxiliary, logits)
+
+    def fused_embeddings(self, batch: Batch) -> Tensor:
+        """(B, L, D) text and visual embeddings in place."""
+        embeddings = self.embed(batch.input_ids)
+        return fuse(embeddings, self.encode_media(batch.media), batch) if batch.media else embeddings
+
+    def encode_media(self, items: Sequence[MediaItem]) -> Tensor:
+        """(N, D) visual embeddings of all items: tower once, connector once, whatever the items are.
+
+        Items that come from the feature cache enter at the stage they were stored at.
+        """
+        stages = {item.stage for item in items}
+        if len(stages) > 1:
+            raise ValueError(f"media of one row must enter at one stage, found {sorted(stages)}.")
+        if "connected" in stages:
+            return torch.cat([item.tensors["values"] for item in items])
+        if "pixels" in stages:
+            # No graph through a frozen tower: activation memory is then that of the language model alone.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.vision)):
+                tensors = self.features(items)
+            items = [
+                MediaItem(item.kind, values, item.num_placeholders, item.name, "features")
+                for item, values in zip(items, tensors, strict=True)
+            ]
+        return self.connect(items)
+
+    def attention_arguments(self, batch: Batch) -> dict[str, Any]:
+        """What the decoder's attention needs to know about the layout of the batch."""
+        if batch.segment_ids is None:
+            return {"attention_mask": batch.attention_mask}
+        assert batch.branch_ids is not None
+        layout = PackedLayout.build(batch.segment_ids, batch.branch_ids)
+        # transformers takes a four-dimensional mask as it is and builds none of its own, which would be (L, L).
+        unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
+        return {"attention_mask": unused, "packed_layout": layout}
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, **kwargs: Any) -> Tensor:
+        """New ids (B, new tokens) for a left-padded batch of prompts; ``kwargs`` go to transformers' ``generate``."""
+        check_placeholders(batch)
+        return self.language.generate(
+            inputs_embeds=self.fused_embeddings(batch), attention_mask=batch.attention_mask, **kwargs
+        )
+
+    def train(self, mode: bool = True) -> VideoLLM:
+        """Frozen parts stay in eval mode: dropout or drop-path in them would add noise that nothing can learn from."""
+        super().train(mode)
+        for role in ROLES:
+            module = getattr(self, role, None)
+            if module is not None:
+                for child in (module, *module.children()):
+                    if any(True for _ in child.parameters()) and not _trains(child):
+                        child.eval()
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.language.parameters()).dtype
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

@@ -1,0 +1,83 @@
+"""What the processors of all families share: tokenizer, prompt presets and length limit."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from vidtune.contracts import Encoded, MediaInfo, MediaItem, MediaPlan, Message, Preset
+from vidtune.text.encode import encode_conversation, truncate
+from vidtune.text.templates import ChatTemplate, lookup
+
+
+class BaseProcessor(ABC):
+    """A family's knowledge of its input.
+
+    Args:
+        tokenizer: a fast tokenizer, loaded by the family.
+        train_template, infer_template: names in ``templates``; the two prompt presets of the recipe.
+        max_length: tokens a row may have.
+    """
+
+    templates: ClassVar[Mapping[str, ChatTemplate]] = {}
+
+    def __init__(self, tokenizer: Any, train_template: str, infer_template: str, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.presets: dict[str, ChatTemplate] = {
+            "train": lookup(self.templates, train_template, "template", "model.processor.train_template"),
+            "infer": lookup(self.templates, infer_template, "template", "model.processor.infer_template"),
+        }
+
+    @abstractmethod
+    def plan_media(self, info: MediaInfo, rng: np.random.Generator, preset: Preset) -> MediaPlan: ...
+
+    @abstractmethod
+    def load_media(self, plan: MediaPlan, frames: Iterable[np.ndarray]) -> MediaItem: ...
+
+    @abstractmethod
+    def dummy_media(self) -> MediaItem: ...
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        plans: Sequence[MediaPlan],
+        *,
+        preset: Preset,
+        generation: bool = False,
+        name: str = "sample",
+    ) -> Encoded:
+        """Ids and labels of a conversation, at most ``max_length`` long; see ``encode_conversation``."""
+        encoded = encode_conversation(messages, plans, self.tokenizer, self.presets[preset], generation=generation)
+        return truncate(encoded, self.max_length, name)
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer, so that a run folder needs no other source of it."""
+        self.tokenizer.save_pretrained(str(folder))
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Ids that end an answer."""
+        return [self.tokenizer.eos_token_id]
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """Strings that end an answer where no single id does."""
+        return []
+
+    @property
+    def pad_id(self) -> int:
+        """Fills padded positions, which the attention mask hides: masks never come from comparing ids with it."""
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer, without special tokens and stop strings."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        for stop in self.stop_strings:
+            text = text.split(stop)[0]
+        return text.strip()

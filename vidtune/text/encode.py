@@ -1,0 +1,202 @@
+"""Conversations to ids and labels.
+
+Labels are written while the pieces are emitted: every piece knows whether it is supervised, and a token takes the flag
+of the piece in which it ends. Nothing is found again by tokenising substrings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vidtune.contracts import IGNORE, Encoded, MediaPlan, MediaRef, Message, UserError, VisualSpan
+from vidtune.text.templates import CONTENT, ChatTemplate, Part
+
+
+@dataclass
+class _Text:
+    """A stretch of text that is tokenised at once; ``flags[i]`` says whether character i is supervised."""
+
+    text: str = ""
+    flags: list[bool] = field(default_factory=list)
+
+    def add(self, text: str, train: bool) -> None:
+        self.text += text
+        self.flags += [train] * len(text)
+
+    def strip(self, left: bool, right: bool) -> None:
+        start = len(self.text) - len(self.text.lstrip()) if left else 0
+        end = len(self.text.rstrip()) if right else len(self.text)
+        self.text, self.flags = self.text[start:end], self.flags[start:end]
+
+
+def encode_conversation(
+    messages: Sequence[Message],
+    plans: Sequence[MediaPlan],
+    tokenizer: Any,
+    template: ChatTemplate,
+    *,
+    generation: bool = False,
+) -> Encoded:
+    """Render, tokenise and label a conversation.
+
+    Args:
+        messages: turns in order; the first may be a system turn.
+        plans: one per medium, in reading order.
+        tokenizer: a Hugging Face fast tokenizer (character offsets are used).
+        template: the framing.
+        generation: leave the last answer out and end with the prompt for it.
+
+    Returns:
+        Ids and labels of equal length; the first answer token is the first supervised one of its turn.
+
+    Raises:
+        UserError: more or fewer plans than media, or a token that reaches from supervised into unsupervised text.
+    """
+    pieces = _pieces(messages, plans, template, generation)
+    if template.tokenize == "joint":
+        pieces = _join(pieces)
+    if template.strip_at_spans:
+        _strip_at_spans(pieces)
+
+    ids: list[int] = []
+    labels: list[int] = []
+    visual_positions: list[int] = []
+    prefix_length = 0
+    if template.bos:
+        ids.append(tokenizer.bos_token_id)
+        labels.append(IGNORE)
+    for piece in pieces:
+        if isinstance(piece, VisualSpan):
+            start = len(ids) + len(piece.before_ids)
+            visual_positions += range(start, start + piece.num_placeholders)
+            ids += [*piece.before_ids, *[0] * piece.num_placeholders, *piece.after_ids]
+            labels += [IGNORE] * piece.num_tokens
+            prefix_length = len(ids)
+        elif piece.text:
+            piece_ids, piece_labels = _tokenize(piece, tokenizer)
+            ids += piece_ids
+            labels += piece_labels
+    return Encoded(ids, labels, visual_positions, tuple(plans), prefix_length)
+
+
+def truncate(encoded: Encoded, max_length: int, name: str) -> Encoded:
+    """Cut a row on the right to ``max_length`` tokens.
+
+    Raises:
+        UserError: the cut would fall before the end of the visual prefix.
+    """
+    if encoded.num_tokens <= max_length:
+        return encoded
+    if max_length < encoded.prefix_length:
+        raise UserError(
+            f"{name}: {encoded.num_tokens} tokens, of which the media and the text before them take "
+            f"{encoded.prefix_length}, but model.max_length is {max_length}. A cut inside the frames would destroy the "
+            f"sample. Raise model.max_length, or lower data.num_frames or the image size."
+        )
+    return Encoded(
+        encoded.input_ids[:max_length],
+        encoded.labels[:max_length],
+        encoded.visual_positions,
+        encoded.plans,
+        encoded.prefix_length,
+    )
+
+
+def _pieces(
+    messages: Sequence[Message], plans: Sequence[MediaPlan], template: ChatTemplate, generation: bool
+) -> list[_Text | VisualSpan]:
+    """Every part and every content as a piece of its own."""
+    queue = iter(plans)
+    pieces: list[_Text | VisualSpan] = []
+
+    def emit(text: str, train: bool) -> None:
+        piece = _Text()
+        piece.add(text, train)
+        pieces.append(piece)
+
+    for parts, message in _turns(messages, template, generation):
+        for part in parts:
+            before, marker, after = part.text.partition(CONTENT)
+            emit(before, part.train)
+            for item in message.content if marker else ():
+                if isinstance(item, MediaRef):
+                    plan = next(queue, None)
+                    if plan is None:
+                        raise UserError(f"{item.path}: the conversation holds more media than plans ({len(plans)}).")
+                    for element in plan.content:
+                        if isinstance(element, VisualSpan):
+                            pieces.append(element)
+                        else:
+                            emit(element, part.train)
+                else:
+                    emit(item.strip() if template.strip_content else item, part.train)
+            emit(after, part.train)
+    left_over = sum(1 for _ in queue)
+    if left_over:
+        raise UserError(f"{left_over} of {len(plans)} media do not stand in the conversation.")
+    return [piece for piece in pieces if isinstance(piece, VisualSpan) or piece.text]
+
+
+def _turns(
+    messages: Sequence[Message], template: ChatTemplate, generation: bool
+) -> Iterator[tuple[tuple[Part, ...], Message]]:
+    messages = list(messages)
+    if generation and messages and messages[-1].role == "assistant":
+        messages.pop()
+    if messages and messages[0].role == "system":
+        system: Message | None = messages.pop(0)
+    elif template.default_system is not None:
+        system = Message("system", (template.default_system,))
+    else:
+        system = None
+    if system is not None:
+        yield template.system, system
+    is_first_user = True
+    for message in messages:
+        if message.role == "assistant":
+            yield template.assistant, message
+        else:
+            first = is_first_user and template.first_user is not None
+            yield (template.first_user if first else template.user) or (), message
+            is_first_user = False
+    if generation:
+        yield template.generation, Message("assistant", ())
+
+
+def _join(pieces: Sequence[_Text | VisualSpan]) -> list[_Text | VisualSpan]:
+    joined: list[_Text | VisualSpan] = []
+    for piece in pieces:
+        if isinstance(piece, _Text) and joined and isinstance(joined[-1], _Text):
+            joined[-1].text += piece.text
+            joined[-1].flags += piece.flags
+        else:
+            joined.append(piece)
+    return joined
+
+
+def _strip_at_spans(pieces: Sequence[_Text | VisualSpan]) -> None:
+    for index, piece in enumerate(pieces):
+        if isinstance(piece, _Text):
+            after_span = index > 0 and isinstance(pieces[index - 1], VisualSpan)
+            before_span = index + 1 < len(pieces) and isinstance(pieces[index + 1], VisualSpan)
+            piece.strip(left=after_span, right=before_span)
+
+
+def _tokenize(piece: _Text, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Ids of a stretch of text and their labels; a token takes the flag of the character it ends with."""
+    if len(set(piece.flags)) == 1:
+        ids = list(tokenizer(piece.text, add_special_tokens=False)["input_ids"])
+        return ids, ids.copy() if piece.flags[0] else [IGNORE] * len(ids)
+    encoding = tokenizer(piece.text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, labels = list(encoding["input_ids"]), []
+    for token, (start, end) in zip(ids, encoding["offset_mapping"], strict=True):
+        train = piece.flags[max(end - 1, 0)]
+        if end > start and piece.flags[start] and not train:
+            raise UserError(
+                f"the token {piece.text[start:end]!r} begins in supervised and ends in unsupervised text; the template "
+                f"must put a token boundary between them (set its tokenize to 'parts', or move the part's border)."
+            )
+        labels.append(token if train else IGNORE)
+    return ids, labels

@@ -1,0 +1,63 @@
+"""Chat templates as data: the literal text around messages, and which of it is supervised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal, TypeVar
+
+from vidtune.contracts import UserError
+
+CONTENT = "{content}"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Literal text of a template; ``{content}`` stands for the message. ``train`` supervises all of its tokens."""
+
+    text: str
+    train: bool = False
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a conversation reads.
+
+    Args:
+        user, assistant: parts of one turn.
+        generation: parts of the prompt for an answer: what an assistant turn starts with.
+        system: parts of the system turn; left out when there is no system text.
+        first_user: parts of the first user turn where it differs (LLaMA-2 wraps the system text into it).
+        default_system: system text of a conversation that brings none; None for no system turn.
+        bos: start with the tokenizer's BOS id.
+        tokenize: ``joint`` tokenises all text between two spans at once, as the strings stand; ``parts`` tokenises
+            every part and every content by itself. Originals differ, and ids differ with them.
+        strip_content: remove white space around each text of a message.
+        strip_at_spans: remove white space that touches a visual span, as tokenizers do whose added tokens strip.
+    """
+
+    user: tuple[Part, ...]
+    assistant: tuple[Part, ...]
+    generation: tuple[Part, ...]
+    system: tuple[Part, ...] = ()
+    first_user: tuple[Part, ...] | None = None
+    default_system: str | None = None
+    bos: bool = False
+    tokenize: Literal["joint", "parts"] = "joint"
+    strip_content: bool = False
+    strip_at_spans: bool = False
+
+
+def lookup(table: Mapping[str, T], name: str, what: str, setting: str) -> T:
+    """The entry called ``name``.
+
+    Raises:
+        UserError: there is none; the message lists the known names and the nearest one.
+    """
+    if name in table:
+        return table[name]
+    near = get_close_matches(name, table, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"{setting}={name!r}: no such {what}. Known: {', '.join(sorted(table))}.{hint}")
