@@ -85,7 +85,7 @@ def stream_file(file: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         if file.suffix == ".safetensors":
             with safe_open(str(file), framework="pt") as handle:
-                for name in handle.keys():  # noqa: SIM118 (not a mapping)
+                for name in handle.keys():
                     yield name, handle.get_tensor(name)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
