@@ -55,8 +55,8 @@ def encode_conversation(
         UserError: more or fewer plans than media, or a token that reaches from supervised into unsupervised text.
     """
     pieces = _pieces(messages, plans, template, generation)
-    if template.tokenize == "joint":
-        pieces = _join(pieces)
+    if template.tokenize != "parts":
+        pieces = _join(pieces, cut_at_supervision=template.tokenize == "runs")
     if template.strip_at_spans:
         _strip_at_spans(pieces)
 
@@ -165,12 +165,17 @@ def _turns(
         yield template.generation, Message("assistant", ())
 
 
-def _join(pieces: Sequence[_Text | VisualSpan]) -> list[_Text | VisualSpan]:
+def _join(pieces: Sequence[_Text | VisualSpan], cut_at_supervision: bool) -> list[_Text | VisualSpan]:
     joined: list[_Text | VisualSpan] = []
     for piece in pieces:
-        if isinstance(piece, _Text) and joined and isinstance(joined[-1], _Text):
-            joined[-1].text += piece.text
-            joined[-1].flags += piece.flags
+        last = joined[-1] if joined else None
+        if (
+            isinstance(piece, _Text)
+            and isinstance(last, _Text)
+            and not (cut_at_supervision and last.flags[-1] != piece.flags[0])
+        ):
+            last.text += piece.text
+            last.flags += piece.flags
         else:
             joined.append(piece)
     return joined
@@ -196,7 +201,7 @@ def _tokenize(piece: _Text, tokenizer: Any) -> tuple[list[int], list[int]]:
         if end > start and piece.flags[start] and not train:
             raise UserError(
                 f"the token {piece.text[start:end]!r} begins in supervised and ends in unsupervised text; the template "
-                f"must put a token boundary between them (set its tokenize to 'parts', or move the part's border)."
+                f"must put a token boundary between them (set its tokenize to 'runs', or move the part's border)."
             )
         labels.append(token if train else IGNORE)
     return ids, labels

@@ -32,8 +32,9 @@ class ChatTemplate:
         first_user: parts of the first user turn where it differs (LLaMA-2 wraps the system text into it).
         default_system: system text of a conversation that brings none; None for no system turn.
         bos: start with the tokenizer's BOS id.
-        tokenize: ``joint`` tokenises all text between two spans at once, as the strings stand; ``parts`` tokenises
-            every part and every content by itself. Originals differ, and ids differ with them.
+        tokenize: ``joint`` tokenises all text between two spans at once, as the strings stand; ``runs`` does the same
+            but cuts wherever supervision begins or ends, so that no token holds both; ``parts`` tokenises every part
+            and every content by itself. Originals differ, and ids differ with them.
         strip_content: remove white space around each text of a message.
         strip_at_spans: remove white space that touches a visual span, as tokenizers do whose added tokens strip.
     """
@@ -45,7 +46,7 @@ class ChatTemplate:
     first_user: tuple[Part, ...] | None = None
     default_system: str | None = None
     bos: bool = False
-    tokenize: Literal["joint", "parts"] = "joint"
+    tokenize: Literal["joint", "runs", "parts"] = "joint"
     strip_content: bool = False
     strip_at_spans: bool = False
 
