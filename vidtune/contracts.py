@@ -47,18 +47,20 @@ class MediaRef:
         path: absolute path of a video, an image, an animated GIF, a folder of frames, or a feature file.
         kind: what the model should take it for.
         start_s, end_s: segment of a longer video in seconds; ``None`` means its start or end.
+        tiled: a model that cuts images into tiles may do so with this one. Some data sets ask for whole images.
     """
 
     path: str
     kind: Literal["video", "image", "audio"] = "video"
     start_s: float | None = None
     end_s: float | None = None
+    tiled: bool = True
 
     @property
     def key(self) -> str:
-        """Names medium and segment; seeds the visual draws and keys the caches."""
+        """Names medium, segment and treatment; seeds the visual draws and keys the caches."""
         segment = "" if self.start_s is None and self.end_s is None else f"#{self.start_s}-{self.end_s}"
-        return f"{self.path}{segment}"
+        return f"{self.path}{segment}{'' if self.tiled else '#whole'}"
 
 
 @dataclass(frozen=True)
