@@ -78,6 +78,8 @@ def encode_conversation(
             piece_ids, piece_labels = _tokenize(piece, tokenizer)
             ids += piece_ids
             labels += piece_labels
+    if template.labels == "matched":
+        labels = _match_framing(ids, labels)
     return Encoded(ids, labels, visual_positions, tuple(plans), prefix_length)
 
 
@@ -205,3 +207,17 @@ def _tokenize(piece: _Text, tokenizer: Any) -> tuple[list[int], list[int]]:
             )
         labels.append(token if train else IGNORE)
     return ids, labels
+
+
+def _match_framing(ids: Sequence[int], labels: Sequence[int]) -> list[int]:
+    """Labels after greedy matching: the framing is a subsequence of the row, so that the walk always uses it up."""
+    framing = iter([token for token, label in zip(ids, labels, strict=True) if label == IGNORE])
+    expected = next(framing, None)
+    matched: list[int] = []
+    for token in ids:
+        if token == expected:
+            matched.append(IGNORE)
+            expected = next(framing, None)
+        else:
+            matched.append(token)
+    return matched
