@@ -1,9 +1,8 @@
 import json
-import os
-from pathlib import Path
 
 import pytest
 
+from tests.families.golden import golden_root
 from vidtune.text.answers import (
     contains_answer,
     digits_for_number_words,
@@ -15,10 +14,9 @@ from vidtune.text.answers import (
     token_f1,
 )
 
-GOLDEN = Path(os.environ.get("VIDTUNE_GOLDEN", Path(__file__).parents[2] / "golden"))
 PARSED = [
     pytest.param(list(table["index2ans"].values()), row, id=f"{path.parts[-3]}-{row['response'][:30]!r}")
-    for path in sorted(GOLDEN.glob("*/case_*/tables/answers.json"))
+    for path in sorted(golden_root().glob("*/case_*/tables/answers.json"))
     for table in [json.loads(path.read_text())]
     for row in table["table"]
 ]

@@ -1,0 +1,203 @@
+"""What counts as an answer, when it is right, and which table the answers make.
+
+A task is data plus three pure functions; it never sees a model. Tasks are named in the configuration by the exact
+keys of ``TASKS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from vidtune.contracts import Message, Sample, UserError
+from vidtune.evaluation import summaries
+from vidtune.evaluation.classification import classes
+from vidtune.evaluation.metrics import LabelOf
+from vidtune.evaluation.records import Prediction
+from vidtune.evaluation.tables import Table
+from vidtune.evaluation.task_base import Task, TaskBase
+from vidtune.evaluation.text_metrics import meteor, rouge_l, why_no_meteor
+from vidtune.text.answers import (
+    LETTERS,
+    contains_answer,
+    exact_match,
+    match_option,
+    parse_choice_letter,
+    parse_yes_no,
+    token_f1,
+)
+
+
+@dataclass(frozen=True)
+class MultipleChoice(TaskBase):
+    """Options with letters; the model answers with a letter.
+
+    Args:
+        accept_option_text: an answer without a letter also counts when it names one option by its text. Published
+            numbers do not do that.
+    """
+
+    accept_option_text: bool = False
+
+    def check(self, sample: Sample) -> None:
+        super().check(sample)
+        if not 2 <= len(sample.options) <= len(LETTERS) or sample.answer not in sample.options:
+            raise UserError(
+                f"{sample.source} sample {sample.sample_id!r}: task multiple_choice expects 2 to {len(LETTERS)} "
+                f"options with the answer's text among them; found options {list(sample.options)} and answer "
+                f"{sample.answer!r}. Choose eval.task=open_answer, or correct the annotation."
+            )
+
+    def parse(self, sample: Sample, text: str) -> str | None:
+        letter = parse_choice_letter(text, sample.options)
+        if letter is None and self.accept_option_text:
+            option = match_option(text, sample.options)
+            letter = None if option is None else LETTERS[sample.options.index(option)]
+        return letter
+
+    def correct(self, sample: Sample, parsed: str) -> bool:
+        # Texts are compared, so that of two options with the same text either letter is right.
+        return sample.options[LETTERS.index(parsed)] == sample.answer
+
+    def label_of(self) -> LabelOf:
+        return lambda prediction: LETTERS[prediction.options.index(prediction.answer)]
+
+
+@dataclass(frozen=True)
+class ClosedSet(TaskBase):
+    """The model answers in words; the answer must name one of a closed list.
+
+    Args:
+        labels: the list for all samples (classification); empty: each sample's own options.
+        text_before: only the text before the first occurrence of this counts, in answer and reference. QEVD writes
+            ``<exercise> - <feedback>``: the spaces keep hyphens inside names whole.
+    """
+
+    labels: tuple[str, ...] = ()
+    text_before: str = ""
+
+    def check(self, sample: Sample) -> None:
+        super().check(sample)
+        options = self.options(sample)
+        if self._cut(sample.answer) not in options:
+            raise UserError(
+                f"{sample.source} sample {sample.sample_id!r}: answer {self._cut(sample.answer)!r} is none of the "
+                f"{len(options)} possible ones {list(options)[:20]}. Task closed_set takes eval.task.labels, or each "
+                "sample's options where that is empty."
+            )
+
+    def options(self, sample: Sample) -> tuple[str, ...]:
+        return tuple(self.labels) or sample.options
+
+    def parse(self, sample: Sample, text: str) -> str | None:
+        return match_option(self._cut(text), self.options(sample))
+
+    def correct(self, sample: Sample, parsed: str) -> bool:
+        return parsed == self._cut(sample.answer)
+
+    def label_of(self) -> LabelOf:
+        return lambda prediction: self._cut(prediction.answer)
+
+    def summarise(self, predictions: Sequence[Prediction]) -> Table:
+        table = super().summarise(predictions)
+        if self.labels:
+            table.notes.append(f"Macro F1 over the labels {100 * self._macro_f1(predictions):.1f} %.")
+        return table
+
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        macro = {"macro_f1": self._macro_f1(predictions)} if self.labels else {}
+        return super().metrics(predictions) | macro
+
+    def _macro_f1(self, predictions: Sequence[Prediction]) -> float:
+        return classes([replace(p, answer=self._cut(p.answer)) for p in predictions], self.labels).macro_f1
+
+    def _cut(self, text: str) -> str:
+        return text.split(self.text_before)[0].strip() if self.text_before else text
+
+
+@dataclass(frozen=True)
+class OpenAnswer(TaskBase):
+    """Free text against a reference.
+
+    Args:
+        correct_by: ``exact_match`` (the official rule of ActivityNet-QA; unfair to models that write sentences) or
+            ``contains_answer`` (the reference occurs in the answer as whole words).
+    """
+
+    correct_by: Literal["exact_match", "contains_answer"] = "exact_match"
+
+    def options(self, sample: Sample) -> tuple[str, ...]:
+        return ()
+
+    def parse(self, sample: Sample, text: str) -> str | None:
+        return text.strip() or None
+
+    def correct(self, sample: Sample, parsed: str) -> bool:
+        rule = {"exact_match": exact_match, "contains_answer": contains_answer}[self.correct_by]
+        return rule(parsed, sample.answer)
+
+    def scores(self, sample: Sample, text: str) -> dict[str, float]:
+        reference = sample.answer
+        scores = {
+            "exact_match": float(exact_match(text, reference)),
+            "contains_answer": float(contains_answer(text, reference)),
+            "token_f1": token_f1(text, reference),
+            "rouge_l": rouge_l(text, reference),
+        }
+        if why_no_meteor() is None:
+            scores["meteor"] = meteor(text, reference)
+        if exact_match(reference, "yes") or exact_match(reference, "no"):
+            scores["yes_no"] = float(parse_yes_no(text) == parse_yes_no(reference))
+        return scores
+
+    def summarise(self, predictions: Sequence[Prediction]) -> Table:
+        table = super().summarise(predictions)
+        table.notes.append(f"An answer is right by {self.correct_by}.")
+        table.notes += summaries.score_notes(predictions)
+        if not any("meteor" in prediction.score for prediction in predictions):
+            reason = why_no_meteor() or "these predictions were scored without it; score them again"
+            table.notes.append(f"meteor: not computed: {reason}")
+        return table
+
+
+TASKS: dict[str, type[TaskBase]] = {
+    "multiple_choice": MultipleChoice,
+    "closed_set": ClosedSet,
+    "open_answer": OpenAnswer,
+}
+
+
+def build_task(name: str, **options: Any) -> Task:
+    """The task of this exact name.
+
+    Raises:
+        UserError: no such task, or it has no such option.
+    """
+    if name not in TASKS:
+        raise UserError(f"eval.task: no task {name!r}; there are {sorted(TASKS)}.")
+    known = [item.name for item in fields(TASKS[name])]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UserError(f"eval.task: task {name!r} has no option {unknown[0]!r}; it has {known}.")
+    return TASKS[name](**options)
+
+
+def rescore(task: Task, predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Score stored predictions again, e.g. by another task or rule; runs no model.
+
+    Predictions of unreadable media stay what they are.
+    """
+    rescored = []
+    for old in predictions:
+        sample = Sample(
+            sample_id=old.sample_id,
+            messages=(Message("user", (old.question,)),),
+            source=old.source,
+            question_type=old.question_type,
+            options=old.options,
+            answer=old.answer,
+            extra=old.extra,
+        )
+        rescored.append(old if old.status == "bad_media" else task.score(sample, old.prediction))
+    return rescored
