@@ -29,7 +29,7 @@ class VideoLLM(nn.Module):
     vision: nn.Module
     connector: nn.Module
     language: Any
-    new_tokens: nn.Module | None = None
+    new_tokens: nn.Module  # no default here: a class attribute would hide the submodule that a family assigns
 
     # ------------------------------------------------------------------ what a family supplies
 
