@@ -83,6 +83,25 @@ def encode_conversation(
     return Encoded(ids, labels, visual_positions, tuple(plans), prefix_length)
 
 
+def render_conversation(
+    messages: Sequence[Message],
+    plans: Sequence[MediaPlan],
+    template: ChatTemplate,
+    *,
+    generation: bool = False,
+    span_text: str = "<visual×{num_placeholders}>",
+) -> str:
+    """The conversation as one string, as ``encode_conversation`` reads it before any white space is removed.
+
+    Args:
+        span_text: stands for a visual span.
+    """
+    return "".join(
+        span_text.format(num_placeholders=piece.num_placeholders) if isinstance(piece, VisualSpan) else piece.text
+        for piece in _pieces(messages, plans, template, generation)
+    )
+
+
 def truncate(encoded: Encoded, max_length: int, name: str) -> Encoded:
     """Cut a row on the right to ``max_length`` tokens.
 
@@ -158,7 +177,8 @@ def _turns(
     is_first_user = True
     for message in messages:
         if message.role == "assistant":
-            yield template.assistant, message
+            empty = not any(message.content) and template.empty_assistant is not None
+            yield (template.empty_assistant if empty else template.assistant) or (), message
         else:
             first = is_first_user and template.first_user is not None
             yield (template.first_user if first else template.user) or (), message

@@ -30,6 +30,8 @@ class ChatTemplate:
         generation: parts of the prompt for an answer: what an assistant turn starts with.
         system: parts of the system turn; left out when there is no system text.
         first_user: parts of the first user turn where it differs (LLaMA-2 wraps the system text into it).
+        empty_assistant: parts of an assistant turn without text where they differ (templates of FastChat's kind then
+            leave the separator and the end token out as well).
         default_system: system text of a conversation that brings none; None for no system turn.
         bos: start with the tokenizer's BOS id.
         tokenize: ``joint`` tokenises all text between two spans at once, as the strings stand; ``runs`` does the same
@@ -47,6 +49,7 @@ class ChatTemplate:
     generation: tuple[Part, ...]
     system: tuple[Part, ...] = ()
     first_user: tuple[Part, ...] | None = None
+    empty_assistant: tuple[Part, ...] | None = None
     default_system: str | None = None
     bos: bool = False
     tokenize: Literal["joint", "runs", "parts"] = "joint"
