@@ -1,7 +1,20 @@
 """Pixels and seconds: headers, frames, and the choice of frames. No text, no models."""
 
+from vidtune.media.deadline import read_with_deadline
 from vidtune.media.decode import BACKENDS, probe, read_frames
 from vidtune.media.errors import MediaError
+from vidtune.media.probe_cache import ProbeCache
 from vidtune.media.sampling import SAMPLING, draw_rng, fit_short, get_sampling
 
-__all__ = ["BACKENDS", "SAMPLING", "MediaError", "draw_rng", "fit_short", "get_sampling", "probe", "read_frames"]
+__all__ = [
+    "BACKENDS",
+    "SAMPLING",
+    "MediaError",
+    "ProbeCache",
+    "draw_rng",
+    "fit_short",
+    "get_sampling",
+    "probe",
+    "read_frames",
+    "read_with_deadline",
+]

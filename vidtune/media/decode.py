@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -13,6 +14,7 @@ import numpy as np
 from vidtune.contracts import MediaInfo, MediaRef, UserError
 from vidtune.media.container import header_count, load_index, open_video
 from vidtune.media.convert import FrameConverter, check_filter, quarter_turns
+from vidtune.media.deadline import Clock, read_with_deadline
 from vidtune.media.decord_reader import read_decord
 from vidtune.media.errors import MediaError
 from vidtune.media.pyav_reader import count_frames, read_pyav
@@ -22,6 +24,11 @@ from vidtune.media.stills import image_size, is_still, list_images, read_stills
 log = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "pyav", "decord", "opencv")
+
+RETURNING_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".gif"}
+)
+"""Containers on which PyAV never hung in our measurements, damaged files included."""
 
 FPS_TOLERANCE = 0.02
 """Relative difference above which the rate from the time stamps replaces the one in the header."""
@@ -101,6 +108,7 @@ def read_frames(
     backend: str = "auto",
     size: tuple[int, int] | None = None,
     frame_filter: str | None = None,
+    deadline_s: float | None = None,
 ) -> Iterator[np.ndarray]:
     """Frames of a medium, one at a time, in the order of ``indices``.
 
@@ -112,13 +120,16 @@ def read_frames(
         backend: ``auto``, ``pyav``, ``decord``, or ``opencv`` (served by PyAV). Stills need none.
         size: (height, width) to let FFmpeg scale to, or None for native frames.
         frame_filter: how, with ``size``: ``swscale_bilinear``.
+        deadline_s: seconds of decoding after which the medium counts as unreadable, the caller's own work between
+            frames not included. What is not known to return (decord, containers we have not measured) is then read
+            in a child process that is killed at the deadline; this works in data workers too.
 
     Yields:
         (H, W, 3) uint8 RGB.
 
     Raises:
         UserError: an unknown backend or filter, or decord where it is not exact for this file.
-        MediaError: unreadable, damaged, or an index outside the medium.
+        MediaError: unreadable, damaged, too slow, or an index outside the medium.
     """
     check_filter(size, frame_filter)
     check_backend(backend)
@@ -131,7 +142,19 @@ def read_frames(
         if indices and max(indices) >= count:
             raise MediaError(ref.path, f"frame {max(indices)} was asked for but the segment holds {count} frames")
         indices = [first + index for index in indices]
-    yield from _in_order(indices, _read_sorted(ref.path, sorted(set(indices)), backend, size))
+    clock = Clock(deadline_s, ref.path)
+    if deadline_s is not None and may_hang(ref.path, backend):
+        frames = read_with_deadline(lambda: _read(ref.path, indices, backend, size, clock), deadline_s, path=ref.path)
+    else:
+        frames = _read(ref.path, indices, backend, size, clock)
+    for frame in frames:
+        with clock.paused():
+            yield frame
+
+
+def may_hang(path: str, backend: str) -> bool:
+    """Whether nothing is known that says this medium will be read in finite time."""
+    return not is_still(path) and (backend == "decord" or os.path.splitext(path)[1].lower() not in RETURNING_SUFFIXES)
 
 
 def check_backend(backend: str) -> None:
@@ -149,8 +172,14 @@ def _say_opencv() -> None:
     log.warning("media.backend=opencv is served by PyAV, which gives the same frames")
 
 
+def _read(
+    path: str, indices: list[int], backend: str, size: tuple[int, int] | None, clock: Clock
+) -> Iterator[np.ndarray]:
+    return _in_order(indices, _read_sorted(path, sorted(set(indices)), backend, size, clock))
+
+
 def _read_sorted(
-    path: str, wanted: list[int], backend: str, size: tuple[int, int] | None
+    path: str, wanted: list[int], backend: str, size: tuple[int, int] | None, clock: Clock
 ) -> Iterator[tuple[int, np.ndarray]]:
     if is_still(path):
         convert = FrameConverter(size)
@@ -160,7 +189,7 @@ def _read_sorted(
         yield from read_decord(path, wanted, size)
     else:
         convert = FrameConverter(size)
-        for index, frame in read_pyav(path, wanted):
+        for index, frame in read_pyav(path, wanted, clock):
             yield index, convert(frame)
 
 
