@@ -103,6 +103,7 @@ def _demux(path: str) -> VideoIndex:
     cut = False
     with open_video(path) as (container, stream):
         names = frozenset(container.format.name.split(","))
+        header_count(container, stream, path)  # raises for a truncated file, which FFmpeg reads without complaint
         codec, time_base = stream.codec_context.name, stream.time_base
         try:
             for packet in container.demux(stream):

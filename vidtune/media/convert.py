@@ -25,6 +25,15 @@ def check_filter(size: tuple[int, int] | None, frame_filter: str | None) -> None
         raise UserError(f"frame_filter={frame_filter!r} was asked for without a size (height, width)")
 
 
+TURNS = {
+    0: (),
+    1: (("transpose", "dir=cclock"),),
+    2: (("hflip",), ("vflip",)),
+    3: (("transpose", "dir=clock"),),
+}
+"""FFmpeg filters for a number of counter-clockwise quarter turns."""
+
+
 def quarter_turns(rotation: int) -> int:
     """Counter-clockwise quarter turns that show a frame upright, from FFmpeg's rotation in degrees."""
     return round(rotation / 90) % 4
@@ -54,18 +63,17 @@ class FrameConverter:
             graph = self._graphs[key] = self._build(frame, turns)
         frame.pts = None
         graph.vpush(frame)
-        picture = graph.vpull().to_ndarray()
-        return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+        return graph.vpull().to_ndarray()
 
     def _build(self, frame: av.VideoFrame, turns: int) -> Graph:
         height, width = self.size or ((frame.width, frame.height) if turns % 2 else (frame.height, frame.width))
-        if turns % 2:
-            height, width = width, height
         graph = Graph()
         graph.threads = 1
         source = graph.add_buffer(
             width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base or 1
         )
+        # Turned first, scaled then: the order decides the last bit.
+        turned = [graph.add(*step) for step in TURNS[turns]]
         scale = graph.add("scale", f"w={width}:h={height}:flags=bilinear")
-        graph.link_nodes(source, scale, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+        graph.link_nodes(source, *turned, scale, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
         return graph

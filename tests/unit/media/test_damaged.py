@@ -1,0 +1,225 @@
+"""Media that cannot be read end in one error with a reason, never in a crash, a hang or wrong frames."""
+
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tests.unit.media.clips import CLIPS, read_number
+from vidtune.contracts import MediaRef, UserError
+from vidtune.media import MediaError, probe, read_frames, read_with_deadline
+
+
+def cut(source: str, path: Path, share: float) -> None:
+    data = Path(source).read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+def audio_only(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def no_frames(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 96, 160, "yuv420p"
+        container.start_encoding()
+
+
+def fast_start(clip) -> str:
+    return clip("faststart.mov")
+
+
+DAMAGE = {
+    "missing.mp4": (lambda path, clip: None, "does not exist"),
+    "empty.mp4": (lambda path, clip: path.write_bytes(b""), "empty"),
+    "text.mp4": (lambda path, clip: path.write_text("<html>404 not found</html>"), "cannot be read as a video"),
+    "image_text.png": (lambda path, clip: path.write_text("not a picture"), "not an image"),
+    "no_table.mp4": (lambda path, clip: cut(clip("short_groups.mp4"), path, 0.5), "cannot be read as a video"),
+    "truncated.mov": (lambda path, clip: cut(fast_start(clip), path, 0.6), "truncated"),
+    "audio.mp4": (lambda path, clip: audio_only(path), "no video stream"),
+    "no_frames.mp4": (lambda path, clip: no_frames(path), "video"),
+    "folder": (lambda path, clip: path.mkdir(), "no images"),
+    "pipe.mp4": (lambda path, clip: os.mkfifo(path), "regular file"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_unreadable_media_give_one_error_with_path_and_reason(name, clip, tmp_path):
+    path = tmp_path / name
+    make, reason = DAMAGE[name]
+    make(path, clip)
+    for attempt in (probe, lambda ref: list(read_frames(ref, [0]))):
+        with pytest.raises(MediaError, match=reason) as caught:
+            attempt(MediaRef(str(path)))
+        assert caught.value.path == str(path)
+
+
+def test_the_error_survives_the_trip_from_a_worker():
+    error = pickle.loads(pickle.dumps(MediaError("a.mp4", "is broken")))
+    assert (error.path, error.reason, str(error)) == ("a.mp4", "is broken", "a.mp4: is broken")
+
+
+def test_a_truncated_mkv_gives_the_frames_that_are_there(clip, tmp_path):
+    path = tmp_path / "cut.mkv"
+    cut(clip("short_groups.mkv"), path, 0.6)
+    count = probe(MediaRef(str(path))).num_frames
+    assert 60 < count < 120
+    numbers = [read_number(frame) for frame in read_frames(MediaRef(str(path)), range(count - 2))]
+    assert numbers == list(range(count - 2))
+
+
+def test_damage_in_the_middle_does_not_shift_later_frames(clip, tmp_path):
+    path = tmp_path / "damaged.mp4"
+    data = bytearray(Path(clip("short_groups.mp4")).read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 300] = np.random.default_rng(0).bytes(300)
+    path.write_bytes(data)
+    numbers = [read_number(frame) for frame in read_frames(MediaRef(str(path)), [0, 10, 140, 149])]
+    assert numbers == [0, 10, 140, 149]
+
+
+# ------------------------------------------------------------------------------------------------------ deadlines
+
+
+def hanging():
+    yield np.zeros((2, 3, 3), np.uint8)
+    time.sleep(600)
+    yield np.zeros((2, 3, 3), np.uint8)
+
+
+def failing(error):
+    yield np.zeros((2, 3, 3), np.uint8)
+    raise error
+
+
+def test_a_hanging_decode_is_killed():
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_nvcsw
+    began = time.monotonic()
+    frames = read_with_deadline(hanging, 0.5, path="hangs.ts")
+    assert next(frames).shape == (2, 3, 3)
+    with pytest.raises(MediaError, match=r"hangs\.ts.*within 0\.5 s"):
+        next(frames)
+    assert time.monotonic() - began < 5
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_nvcsw > children, "the child was not reaped"
+
+
+def test_the_callers_own_work_does_not_count():
+    frames = read_with_deadline(lambda: (np.full((1, 1, 3), k, np.uint8) for k in range(3)), 0.5, path="x")
+    values = []
+    for frame in frames:
+        values.append(int(frame[0, 0, 0]))
+        time.sleep(0.4)
+    assert values == [0, 1, 2]
+
+
+@pytest.mark.parametrize("error", [MediaError("a.mp4", "broken"), UserError("media.backend=x"), RuntimeError("what")])
+def test_errors_come_through_from_the_child(error):
+    expected = UserError if isinstance(error, UserError) else MediaError
+    with pytest.raises(expected, match=str(error.args[-1])):
+        list(read_with_deadline(lambda: failing(error), 5, path="a.mp4"))
+
+
+def test_a_crashing_decoder_is_an_unreadable_medium():
+    def crash():
+        yield np.zeros((1, 1, 3), np.uint8)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(MediaError, match="crashed"):
+        list(read_with_deadline(crash, 5, path="x"))
+
+
+def test_slow_files_are_given_up_without_a_child(clip):
+    with pytest.raises(MediaError, match="within 0 s"):
+        list(read_frames(MediaRef(clip("long_groups.mp4")), range(150), deadline_s=0.0))
+
+
+def test_what_may_hang_is_read_in_a_child(clip, tmp_path):
+    """A container we have not measured gives the same frames, by way of a child process."""
+    path = tmp_path / "clip.nut"
+    path.write_bytes(Path(clip("short_groups.mkv")).read_bytes())
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    numbers = [read_number(frame) for frame in read_frames(MediaRef(str(path)), [3, 100], deadline_s=30)]
+    assert numbers == [3, 100]
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime > before
+
+
+# -------------------------------------------------------------------------------------------------------- workers
+
+
+class Numbers(Dataset):
+    """Bar codes read in a data worker; the last item hangs."""
+
+    def __init__(self, paths: list[str], backend: str) -> None:
+        self.paths, self.backend = paths, backend
+
+    def __len__(self) -> int:
+        return len(self.paths) + 1
+
+    def __getitem__(self, item: int) -> torch.Tensor:
+        if item == len(self.paths):
+            try:
+                list(read_with_deadline(hanging, 0.5, path="hangs"))
+            except MediaError:
+                return torch.tensor([-1, -1, -1])
+        frames = read_frames(MediaRef(self.paths[item]), [0, 149, 60], backend=self.backend, deadline_s=60)
+        return torch.tensor([read_number(frame) for frame in frames])
+
+
+@pytest.mark.parametrize(
+    "start, backend", [("fork", "auto"), ("fork", "decord"), ("spawn", "decord"), ("forkserver", "auto")]
+)
+def test_workers_of_every_kind_read_and_survive_a_hang(clip, start, backend):
+    if backend == "decord":
+        pytest.importorskip("decord", reason="no decord on this platform")
+    paths = [clip(name) for name in ("short_groups.mp4", "long_groups.mp4", "short_groups.mkv")]
+    list(read_frames(MediaRef(paths[0]), [0], backend=backend))  # the parent has used the decoder
+    loader = DataLoader(Numbers(paths, backend), num_workers=1, multiprocessing_context=start, timeout=120)
+    assert [row[0].tolist() for row in loader] == [[0, 149, 60]] * 3 + [[-1, -1, -1]]
+
+
+SOAK = """
+import json, sys
+from vidtune.contracts import MediaRef
+from vidtune.media import read_frames
+rss = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+paths, backend, opens = json.loads(sys.argv[1])
+sizes = []
+for number in range(opens):
+    for frame in read_frames(MediaRef(paths[number % len(paths)]), [0, 70, 149], backend=backend):
+        pass
+    if number in (opens // 5, opens - 1):
+        sizes.append(rss())
+print(json.dumps(sizes))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["auto", "decord"])
+def test_memory_stays_flat_over_two_thousand_opens(clip, backend):
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("resident size is read from /proc")
+    names = [name for name, spec in CLIPS.items() if spec.decord or backend == "auto"]
+    request = json.dumps([[clip(name) for name in names], backend, 2000])
+    done = subprocess.run(
+        [sys.executable, "-c", SOAK, request], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]
+    )
+    first, last = json.loads(done.stdout.splitlines()[-1])
+    print(f"{backend}: {first:.0f} MB after 400 opens, {last:.0f} MB after 2000")
+    assert last - first < 25, f"resident size grew from {first:.0f} to {last:.0f} MB"
