@@ -192,6 +192,6 @@ def _grid(
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             if np.isfinite(value):
-                dark = image.norm(value) < 0.6
+                dark = float(np.asarray(image.norm(value))) < 0.6
                 axis.text(j, i, shown[i][j], ha="center", va="center", color="white" if dark else "black", fontsize=9)
     return figure, axis

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -211,8 +211,3 @@ def _write_whole(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
-
-
-def as_rows(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """Plain dicts, e.g. for ``pandas.DataFrame``."""
-    return [asdict(prediction) for prediction in predictions]

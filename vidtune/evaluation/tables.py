@@ -37,7 +37,7 @@ class Table:
     """
 
     columns: Sequence[Column]
-    rows: list[Sequence[Any]]
+    rows: Sequence[Sequence[Any]]
     title: str = ""
     notes: list[str] = field(default_factory=list)
     sections: Sequence[int] = ()
