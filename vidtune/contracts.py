@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -346,8 +347,31 @@ class Processor(Protocol):
         ...
 
     def encode(
-        self, messages: Sequence[Message], plans: Sequence[MediaPlan], *, preset: Preset, generation: bool = False
+        self,
+        messages: Sequence[Message],
+        plans: Sequence[MediaPlan],
+        *,
+        preset: Preset,
+        generation: bool = False,
+        name: str = "sample",
     ) -> Encoded:
         """Render, tokenise and label a conversation whose media were planned; ``generation`` leaves the last answer
-        out and ends with the prompt for it."""
+        out and ends with the prompt for it. ``name`` is for messages."""
         ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a generated answer."""
+        ...
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer into a run folder."""
+        ...
+
+    @property
+    def pad_id(self) -> int: ...
+
+    @property
+    def stop_ids(self) -> list[int]: ...
+
+    @property
+    def stop_strings(self) -> list[str]: ...

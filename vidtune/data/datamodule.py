@@ -157,6 +157,19 @@ class VideoDataModule(L.LightningDataModule):
         self.val_planner = self._plan_validation()
         self._planned = True
 
+    @property
+    def num_media(self) -> int:
+        """Distinct media of the training split."""
+        return len({ref.key for sample in self.train_samples for ref in sample.media})
+
+    def describe(self) -> str:
+        """Sizes of the run in one line."""
+        validation = len(self.val_samples_list) if self.val_planner is not None else 0
+        return (
+            f"{len(self.train_samples)} training samples on {self.num_media} media, {validation} for validation, "
+            f"{self.steps} optimizer steps ({self.steps / self.train_planner.steps_per_epoch:.2f} epochs)"
+        )
+
     def _measure(self, samples: Sequence[Sample]) -> tuple[list[Sample], list, int]:
         """Sizes of the samples; those without any supervised token are left out and counted."""
         sizes = [self.encoder.size(sample) for sample in samples]
@@ -167,17 +180,14 @@ class VideoDataModule(L.LightningDataModule):
                 f"Check the annotation and model.max_length."
             )
         if len(kept) < len(samples):
-            log.warning("%d of %d samples have no supervised token and are left out.", *self._left(samples, kept))
+            left_out = len(samples) - len(kept)
+            log.warning("%d of %d samples have no supervised token and are left out.", left_out, len(samples))
         return [samples[i] for i in kept], [sizes[i] for i in kept], len(samples) - len(kept)
-
-    @staticmethod
-    def _left(samples: Sequence[Sample], kept: Sequence[int]) -> tuple[int, int]:
-        return len(samples) - len(kept), len(samples)
 
     def _plan_validation(self) -> Planner | None:
         samples = self.reader(self.val_split) if self.val_split else []
         if self.val_samples and len(samples) > self.val_samples:
-            # Whole videos stay together: the subset is drawn by position, evenly over the file.
+            # Evenly over the file, and the same in every run.
             stride = len(samples) / self.val_samples
             samples = [samples[int(i * stride)] for i in range(self.val_samples)]
         if not samples:

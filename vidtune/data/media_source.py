@@ -51,6 +51,10 @@ class MediaSource:
                 self.known_bad[ref.key] = error.reason
         return MediaInfo(ref, _NOMINAL_FRAMES, 8.0, _NOMINAL_FRAMES / 8.0, 224, 224, exact=False)
 
+    def why_bad(self, refs: Sequence[MediaRef]) -> str:
+        """Why the first unreadable one of these media is so; empty where all could be read."""
+        return next((self.known_bad[ref.key] for ref in refs if ref.key in self.known_bad), "")
+
     def load(self, plan: MediaPlan) -> MediaItem:
         """Tensors of a medium; black frames where it cannot be read, and the medium is noted in ``known_bad``."""
         ref = plan.info.ref

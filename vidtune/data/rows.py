@@ -71,7 +71,7 @@ class RowBuilder(Dataset):
         self.samples, self.encoder, self.source, self.reduction = samples, encoder, source, reduction
 
     def __getitem__(self, plan: RowPlan) -> Batch:
-        row = _Row()
+        row = PackedRow()
         for number, segment in enumerate(plan.segments):
             encoded = [self.encoder(self.samples[index], plan.epoch) for index in segment]
             media_plans = encoded[0].plans
@@ -83,8 +83,8 @@ class RowBuilder(Dataset):
         return row.batch(plan.normalizer, self.source.processor)
 
 
-class _Row:
-    """A packed row while it is being filled."""
+class PackedRow:
+    """A row while it is being filled; ``batch`` makes the tensors."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []

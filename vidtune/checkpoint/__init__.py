@@ -1,0 +1,1 @@
+"""Finding, reading and exporting what a run trained."""

@@ -1,0 +1,75 @@
+"""Entry points: composition by Hydra, one clear message for every user's mistake, exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any, get_type_hints
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from vidtune.config import resolvers, schema
+from vidtune.contracts import UserError
+
+Task = Callable[[DictConfig, Sequence[str]], dict[str, float]]
+
+
+def run_task(task: Task, config_path: str, config_name: str) -> dict[str, float] | None:
+    """Compose the configuration from the command line and run the task.
+
+    Mistakes of the user are printed without a traceback and exit with code 1; a defect of vidtune keeps its traceback.
+    """
+    schema.register()
+    resolvers.register()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
+    result: list[dict[str, float]] = []
+
+    @hydra.main(version_base="1.3", config_path=config_path, config_name=config_name)
+    def main(cfg: DictConfig) -> None:
+        result.append(task(cfg, list(HydraConfig.get().overrides.task)))
+
+    try:
+        main()
+    except UserError as error:
+        _fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(_explain(error, schema.TrainConfig if config_name == "train" else schema.EvaluateConfig))
+    return result[0] if result else None
+
+
+def _fail(message: str) -> None:
+    print(f"vidtune: error: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _explain(error: Exception, root: type) -> str:
+    """Hydra's message in one piece, and the nearest valid key where one was mistyped."""
+    causes, current = [], error
+    while current is not None:
+        causes.append(" ".join(str(current).split()))
+        current = current.__cause__  # type: ignore[assignment]
+    message = max(causes, key=lambda text: "Key '" in text) if causes else str(error)
+    if found := re.search(r"Key '([^']+)' is? ?not in '?([^' ]*)", message):
+        near = get_close_matches(found[1], _keys(root), n=1)
+        if near:
+            message += f" Did you mean {near[0]!r}?"
+    return message
+
+
+def _keys(node: type) -> list[str]:
+    """Names of all keys below a schema class, dotted, and by their last component."""
+    names: list[str] = []
+    hints: dict[str, Any] = get_type_hints(node)
+    for field in fields(node):
+        names.append(field.name)
+        if is_dataclass(hints[field.name]):
+            names += _keys(hints[field.name])
+    return names

@@ -1,0 +1,92 @@
+"""From a composed configuration to objects: one processor, handed to the data module and to the Lightning module."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from vidtune.contracts import Processor
+from vidtune.data.datamodule import BatchArithmetic, VideoDataModule
+from vidtune.data.media_source import MediaSource
+from vidtune.models.base import VideoLLM
+from vidtune.training.strategies import num_processes
+from vidtune.tuning.policy import apply_tuning
+
+log = logging.getLogger(__name__)
+
+
+def prepare(cfg: DictConfig) -> None:
+    """Write what a configuration can write itself: a tiny model's checkpoint, a generated data set."""
+    if cfg.model.prepare is not None:
+        folder = Path(cfg.model.path)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not (folder / ".complete").is_file():
+                instantiate(cfg.model.prepare, folder=folder)
+                (folder / ".complete").touch()
+    if cfg.data.prepare is not None:
+        instantiate(cfg.data.prepare, root=cfg.data.root)
+
+
+def build_processor(cfg: DictConfig) -> Processor:
+    """The family's processor: prompts, frames, pixels."""
+    return instantiate(cfg.model.processor)
+
+
+def build_source(cfg: DictConfig, processor: Processor) -> MediaSource:
+    """Reads the media of a run."""
+    return MediaSource(
+        processor, backend=cfg.media.backend, seed=cfg.seed, cache_dir=str(Path(cfg.paths.cache_dir) / "headers")
+    )
+
+
+def build_datamodule(cfg: DictConfig, processor: Processor) -> VideoDataModule:
+    """Samples and plan of a training run."""
+    batch = BatchArithmetic.derive(
+        cfg.global_batch_size, cfg.micro_batch_size, cfg.accumulation, num_processes(cfg.hardware)
+    )
+    return VideoDataModule(
+        instantiate(cfg.data.reader),
+        processor,
+        build_source(cfg, processor),
+        train_split=cfg.data.train_split,
+        val_split=cfg.data.val_split,
+        batch=batch,
+        epochs=cfg.trainer.epochs,
+        steps=cfg.trainer.max_steps,
+        max_tokens=cfg.batch.max_tokens,
+        questions_per_video=cfg.batch.questions_per_video,
+        reduction=cfg.batch.reduction,
+        val_samples=cfg.trainer.val_samples,
+        limit=cfg.data.limit,
+        num_workers=cfg.data.num_workers,
+        seed=cfg.seed,
+    )
+
+
+def build_network(cfg: DictConfig) -> VideoLLM:
+    """The family's network with its weights loaded, nothing frozen yet.
+
+    Raises:
+        UserError: the checkpoint is missing, damaged or does not fit.
+    """
+    network = instantiate(cfg.model.network)
+    report = instantiate(cfg.model.weights, network)
+    log.info("loaded %s tensors from %s", getattr(report, "loaded", "all"), cfg.model.path)
+    network.set_attention()
+    return network
+
+
+def build_tuned_network(cfg: DictConfig) -> tuple[VideoLLM, Mapping[str, Any]]:
+    """The network as it trains, and the policy of every parameter that does."""
+    network = build_network(cfg)
+    policies = apply_tuning(network, cfg.tuning, cfg.model.lora_targets)
+    if cfg.hardware.activation_checkpointing:
+        network.language.gradient_checkpointing_enable({"use_reentrant": False})
+    return network, policies

@@ -1,0 +1,117 @@
+"""Cross-field checks: everything that is wrong with a configuration, in one message, before any weight is loaded."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from inspect import Parameter, signature
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from vidtune.contracts import UserError
+from vidtune.data.datamodule import BatchArithmetic
+from vidtune.media import BACKENDS
+from vidtune.media.sampling import SAMPLING, SHORT
+from vidtune.training.strategies import build_strategy, num_processes
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_REDUCTIONS = ("token", "sample")
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Raises:
+    UserError: one line per fault.
+    """
+    faults = [str(fault) for fault in _faults(cfg)]
+    if faults:
+        raise UserError("\n".join(faults) if len(faults) == 1 else "\n- ".join([f"{len(faults)} faults:", *faults]))
+
+
+def _faults(cfg: DictConfig) -> list[Any]:
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    faults: list[Any] = [f"{key} is not set; set {key}=..." for key in missing]
+    faults += bind_faults(cfg)
+    faults += _choice(cfg.media.backend, BACKENDS, "media.backend")
+    faults += _choice(cfg.media.short, (None, *SHORT), "media.short")
+    faults += _choice(cfg.batch.reduction, _REDUCTIONS, "batch.reduction")
+    faults += _choice(cfg.hardware.precision, _PRECISIONS, "hardware.precision")
+    faults += _choice(cfg.model.dtype, tuple(_BYTES), "model.dtype")
+    if not missing:
+        faults += _choice(cfg.data.sampling, tuple(SAMPLING), "data.sampling")
+        if cfg.data.num_frames < 1:
+            faults.append(f"data.num_frames={cfg.data.num_frames}; expected at least 1")
+        faults += _memory(cfg)
+    for check in (_batch, _strategy):
+        try:
+            check(cfg)
+        except UserError as error:
+            faults.append(error)
+    return faults
+
+
+def _choice(value: Any, known: tuple[Any, ...], key: str) -> list[str]:
+    if value in known:
+        return []
+    near = get_close_matches(str(value), [str(name) for name in known], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return [f"{key}={value!r}; expected one of {', '.join(str(name) for name in known)}.{hint}"]
+
+
+def _batch(cfg: DictConfig) -> None:
+    if "global_batch_size" in cfg:
+        processes = num_processes(cfg.hardware)
+        BatchArithmetic.derive(cfg.global_batch_size, cfg.micro_batch_size, cfg.accumulation, processes)
+
+
+def _strategy(cfg: DictConfig) -> None:
+    build_strategy(cfg.strategy, cfg.hardware)
+
+
+def _memory(cfg: DictConfig) -> list[str]:
+    """Weights alone against device memory, where the strategy keeps a full copy per device."""
+    memory = cfg.hardware.memory_gb
+    if memory is None or cfg.strategy.name not in ("auto", "single", "ddp"):
+        return []
+    trains_all = "tuning" in cfg and cfg.tuning.language.mode == "full" and "optim" in cfg
+    per_weight = 16 if trains_all else _BYTES[cfg.model.dtype]
+    needed = cfg.model.num_parameters * per_weight
+    if needed <= memory:
+        return []
+    what = "weights, gradients and AdamW states" if trains_all else f"weights in {cfg.model.dtype}"
+    return [
+        f"model={cfg.model.name} needs {needed:.1f} GB for its {what}, but a device has {memory} GB "
+        f"(hardware={cfg.hardware.name}). Choose a larger card, a smaller model, or a strategy that shards (strategy=)."
+    ]
+
+
+def bind_faults(cfg: Any, path: str = "") -> list[str]:
+    """Keys beside a ``_target_`` that its signature does not have, or required ones that are not there."""
+    faults: list[str] = []
+    if OmegaConf.is_dict(cfg):
+        target = cfg._get_node("_target_") if "_target_" in cfg else None
+        if target is not None:
+            faults += _bind(str(cfg["_target_"]), [str(key) for key in cfg], path)
+        for key in cfg:
+            node = cfg._get_node(key)
+            if OmegaConf.is_config(node) and not node._is_none():
+                faults += bind_faults(node, f"{path}.{key}" if path else str(key))
+    return faults
+
+
+def _bind(target: str, keys: list[str], path: str) -> list[str]:
+    try:
+        parameters = signature(get_object(target)).parameters
+    except Exception as error:
+        return [f"{path}._target_={target}: it cannot be imported ({error})"]
+    given = [key for key in keys if not (key.startswith("_") and key.endswith("_"))]
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return []
+    faults = []
+    for key in given:
+        if key not in parameters:
+            near = get_close_matches(key, parameters, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(parameters)}"
+            faults.append(f"{path}.{key}: {target} has no such option{hint}")
+    return faults

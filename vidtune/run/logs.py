@@ -1,0 +1,30 @@
+"""Logging of a run: plain text into its folder, warnings of libraries kept out of the way."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.logging import RichHandler
+
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+def start_logging(run_dir: Path | None = None) -> None:
+    """Log ``vidtune`` to the terminal, and to ``log.txt`` of a run folder; other processes only warn.
+
+    May be called again: the handlers of the run before are replaced.
+    """
+    logger = logging.getLogger("vidtune")
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)
+    logger.addHandler(RichHandler(show_path=False, show_time=False, markup=False))
+    if run_dir is not None and rank_zero_only.rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(run_dir / "log.txt")
+        file.setFormatter(logging.Formatter(_FORMAT))
+        logger.addHandler(file)

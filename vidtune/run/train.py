@@ -1,0 +1,209 @@
+"""A training run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig
+from rich.console import Console
+
+from vidtune.checkpoint.locate import checkpoint_folder, find_checkpoint, find_run
+from vidtune.contracts import UserError
+from vidtune.data.datamodule import VideoDataModule
+from vidtune.evaluation.curves import read_metrics
+from vidtune.evaluation.plots import plot_curves, save
+from vidtune.run.build import build_datamodule, build_processor, build_tuned_network, prepare
+from vidtune.run.checks import check_config
+from vidtune.run.logs import start_logging
+from vidtune.run.recipe import save_recipe, with_recipe
+from vidtune.training.callbacks import BadMediaLedger, Interrupt, Meters, TextLog
+from vidtune.training.module import VideoTuner
+from vidtune.training.strategies import build_strategy
+from vidtune.tuning.groups import tuning_table
+
+log = logging.getLogger(__name__)
+
+RUN_DIR_VARIABLE = "VIDTUNE_RUN_DIR"
+"""Set by the first process, so that those it starts write into the same run folder."""
+
+
+class Interrupted(SystemExit):
+    """A signal ended the run after a checkpoint was written; the exit code is that of the signal."""
+
+
+def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """Train as configured.
+
+    Args:
+        cfg: composed from ``conf/train.yaml``.
+        overrides: the command line's, which win over the configuration of a resumed run.
+
+    Returns:
+        The last logged metrics.
+
+    Raises:
+        UserError: anything wrong with the configuration, data or checkpoint; before any weight is loaded where that
+            can be known.
+        Interrupted: after SIGINT or SIGTERM.
+    """
+    resumed = find_run(cfg.resume, Path(cfg.paths.runs_dir)) if cfg.resume else None
+    checkpoint = find_checkpoint(resumed, "last") if resumed else None
+    if resumed:
+        cfg = with_recipe(cfg, resumed, overrides, everything=True)
+    check_config(cfg)
+    run_dir = resumed or _new_run_dir(cfg)
+    os.environ[RUN_DIR_VARIABLE] = str(run_dir)
+
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    if cfg.hardware.num_threads:
+        torch.set_num_threads(cfg.hardware.num_threads)
+    prepare(cfg)
+    processor = build_processor(cfg)
+    data = build_datamodule(cfg, processor)
+    data.setup()
+    if rank_zero_only.rank == 0 and resumed is None:
+        save_recipe(cfg, processor, run_dir)
+    start_logging(run_dir)
+    log.info("%s", data.batch)
+    log.info("%s", data.describe())
+
+    module = VideoTuner(
+        partial(_build_and_report, cfg),
+        instantiate(cfg.optim.optimizer),
+        instantiate(cfg.optim.schedule),
+        lr=cfg.optim.lr,
+        weight_decay=cfg.optim.weight_decay,
+        rows_per_step=data.batch.accumulation * data.batch.processes,
+        num_steps=data.steps,
+    )
+    interrupt = Interrupt(checkpoint_folder(run_dir))
+    trainer = _build_trainer(cfg, data, run_dir, interrupt)
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    return _finish(cfg, trainer, interrupt, run_dir)
+
+
+def _new_run_dir(cfg: DictConfig) -> Path:
+    if pinned := os.environ.get(RUN_DIR_VARIABLE):
+        return Path(pinned)
+    name = cfg.run_name or "_".join((cfg.model.name, cfg.data.name, cfg.tuning.name, time.strftime("%Y%m%d_%H%M%S")))
+    if set(name) & set("=,[]{}'\"") or "/" in name:
+        raise UserError(f"run_name={name!r}: a run's name must hold no = , / brackets or quotes; it becomes a folder.")
+    run_dir = Path(cfg.paths.runs_dir) / name
+    if (run_dir / "config.yaml").exists():
+        raise UserError(
+            f"run_name={name}: {run_dir} holds a run already. Choose another run_name, remove the folder, or go on "
+            f"with it: resume={run_dir}."
+        )
+    return run_dir
+
+
+def _build_and_report(cfg: DictConfig) -> tuple[Any, Any]:
+    network, policies = build_tuned_network(cfg)
+    if rank_zero_only.rank == 0:
+        Console().print(tuning_table(network, policies, cfg.optim.lr))
+    return network, policies
+
+
+def _build_trainer(cfg: DictConfig, data: VideoDataModule, run_dir: Path, interrupt: Interrupt) -> L.Trainer:
+    accumulation = data.batch.accumulation
+    val_every = min(cfg.trainer.val_every or max(1, data.steps // 4), data.steps)
+    checkpoint_every = min(cfg.trainer.checkpoint_every or val_every, data.steps)
+    folder = checkpoint_folder(run_dir)
+    callbacks: list[L.Callback] = [
+        RichProgressBar(refresh_rate=accumulation),
+        Meters(cfg.trainer.log_every),
+        TextLog(cfg.trainer.log_every, data.steps),
+        BadMediaLedger(run_dir / "bad_media.csv", data.num_media, cfg.media.max_bad_fraction),
+        interrupt,
+        ModelCheckpoint(
+            folder,
+            filename="step_{step:06d}",
+            auto_insert_metric_name=False,
+            monitor="step",
+            mode="max",
+            save_top_k=cfg.trainer.keep_checkpoints,
+            every_n_train_steps=checkpoint_every,
+            enable_version_counter=False,
+        ),
+    ]
+    if data.val_planner is not None:
+        callbacks.append(
+            ModelCheckpoint(
+                folder,
+                filename="best_{step:06d}",
+                auto_insert_metric_name=False,
+                monitor=cfg.trainer.monitor,
+                mode=cfg.trainer.monitor_mode,
+                save_top_k=1,
+                save_on_train_epoch_end=False,
+                enable_version_counter=False,
+            )
+        )
+        if cfg.trainer.early_stopping:
+            callbacks.append(
+                EarlyStopping(cfg.trainer.monitor, mode=cfg.trainer.monitor_mode, patience=cfg.trainer.early_stopping)
+            )
+    callbacks += [instantiate(callback) for callback in cfg.callbacks.values()]
+    return L.Trainer(
+        accelerator=cfg.hardware.accelerator,
+        devices=cfg.hardware.devices,
+        num_nodes=cfg.hardware.num_nodes,
+        strategy=build_strategy(cfg.strategy, cfg.hardware),
+        precision=cfg.hardware.precision,
+        max_epochs=1,
+        max_steps=data.steps,
+        accumulate_grad_batches=accumulation,
+        gradient_clip_val=cfg.trainer.grad_clip,
+        val_check_interval=val_every * accumulation if data.val_planner is not None else None,
+        log_every_n_steps=cfg.trainer.log_every,
+        num_sanity_val_steps=0,
+        deterministic="warn" if cfg.trainer.deterministic else False,
+        use_distributed_sampler=False,
+        logger=_loggers(cfg, run_dir),
+        callbacks=callbacks,
+        default_root_dir=run_dir,
+        enable_model_summary=False,
+    )
+
+
+def _loggers(cfg: DictConfig, run_dir: Path) -> list[Any]:
+    """The CSV logger, and those of ``logger=``, all writing into the run folder."""
+    loggers: list[Any] = [CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=cfg.trainer.log_every)]
+    for name, logger in cfg.logger.items():
+        extra = {"id": run_dir.name, "name": run_dir.name, "resume": "allow"} if name == "wandb" else {"name": name}
+        loggers.append(instantiate(logger, save_dir=str(run_dir), **extra))
+    return loggers
+
+
+@rank_zero_only
+def _summarise(run_dir: Path, metrics: dict[str, float], step: int) -> None:
+    (run_dir / "summary.json").write_text(json.dumps({"step": step, **metrics}, indent=2))
+    curve = save(plot_curves({run_dir.name: read_metrics(run_dir / "metrics.csv")}), run_dir / "loss_curve.png")
+    Console().print(f"Loss curve: {curve}\nRun folder: {run_dir}", soft_wrap=True)
+
+
+def _finish(cfg: DictConfig, trainer: L.Trainer, interrupt: Interrupt, run_dir: Path) -> dict[str, float]:
+    last = checkpoint_folder(run_dir) / f"step_{trainer.global_step:06d}.ckpt"
+    if not last.exists():
+        trainer.save_checkpoint(last)
+    for logger in trainer.loggers:
+        logger.finalize("success")
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    _summarise(run_dir, metrics, trainer.global_step)
+    if interrupt.signal is not None:
+        log.warning("stopped by %s at step %d; go on with: resume=%s", interrupt.signal, trainer.global_step, run_dir)
+        raise Interrupted(143 if interrupt.signal == "SIGTERM" else 130)
+    return metrics

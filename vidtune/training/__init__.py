@@ -1,0 +1,1 @@
+"""The Lightning module, schedules and callbacks of a run."""

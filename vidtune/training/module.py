@@ -1,0 +1,182 @@
+"""The Lightning module around any video LLM."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from vidtune.contracts import Batch, NetworkOutput
+from vidtune.models.base import VideoLLM
+from vidtune.tuning.groups import parameter_groups
+from vidtune.tuning.policy import trainable_state
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient is not a number; the message names the samples of the step."""
+
+
+class VideoTuner(L.LightningModule):
+    """Trains a network on packed rows.
+
+    Args:
+        build: makes the network with its weights, adapted and frozen; called in ``configure_model``, when the strategy
+            is ready. Returns the network and the policy of every parameter that trains.
+        build_optimizer: parameter groups -> optimizer.
+        build_schedule: optimizer, number of steps -> scheduler.
+        lr, weight_decay: of the groups whose policy sets none.
+        rows_per_step: accumulation x processes.
+        num_steps: optimizer steps of the run.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], tuple[VideoLLM, Mapping[str, Any]]],
+        build_optimizer: Callable[..., torch.optim.Optimizer],
+        build_schedule: Callable[..., Any],
+        *,
+        lr: float,
+        weight_decay: float,
+        rows_per_step: int,
+        num_steps: int,
+    ) -> None:
+        super().__init__()
+        self._build, self._build_optimizer, self._build_schedule = build, build_optimizer, build_schedule
+        self.lr, self.weight_decay = lr, weight_decay
+        self.rows_per_step, self.num_steps = rows_per_step, num_steps
+        self.network: VideoLLM | None = None
+        self.policies: Mapping[str, Any] = {}
+        self.strict_loading = False  # checkpoints hold what trains; on_load_checkpoint is strict about that
+        self.step_loss = torch.zeros(())
+        self.step_auxiliary: dict[str, Tensor] = {}
+        self.step_samples: list[str] = []
+        self._restored_rng: dict[str, Tensor] = {}
+
+    def configure_model(self) -> None:
+        if self.network is None:
+            self.network, self.policies = self._build()
+
+    def configure_optimizers(self) -> Any:
+        assert self.network is not None
+        groups = parameter_groups(self.network, self.policies, self.lr, self.weight_decay)
+        optimizer = self._build_optimizer(groups)
+        scheduler = self._build_schedule(optimizer, self.num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ------------------------------------------------------------------ steps
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        assert self.network is not None
+        output = self.network(batch)
+        task = self._task_loss(batch, output)
+        auxiliary = sum(output.auxiliary.values(), torch.zeros((), device=task.device))
+        self.step_samples += batch.sample_ids
+        self.step_loss = self.step_loss.to(task.device) + task.detach()
+        for name, value in output.auxiliary.items():
+            self.step_auxiliary[name] = self.step_auxiliary.get(name, 0.0) + value.detach() / self.rows_per_step
+        # Lightning divides by the accumulation and the strategy averages over processes: a plain sum of the rows of the
+        # step, which is what the planner's normalizer expects, needs the factor. Auxiliary losses are means over rows.
+        loss = task * self.rows_per_step + auxiliary
+        if not torch.isfinite(loss.detach()):
+            raise NonFiniteError(
+                f"step {self.global_step}: the loss of samples {', '.join(batch.sample_ids)} is {loss.item()}. Lower "
+                f"optim.lr, check these rows with `vidtune preview`, or use a precision with more range."
+            )
+        return loss
+
+    def _task_loss(self, batch: Batch, output: NetworkOutput) -> Tensor:
+        """This row's share of the loss of the optimizer step."""
+        if output.nll.numel() == 0:
+            # Keeps the row in the graph, so that every process takes part in the backward pass.
+            return output.nll.sum()
+        assert batch.target_weights is not None
+        return (output.nll * batch.target_weights).sum() / batch.normalizer
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse a gradient that is not finite before it reaches the weights."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if gradients and not torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all():
+            names = [n for n, p in self.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+            raise NonFiniteError(
+                f"step {self.global_step}: the gradient of {names[0] if names else 'a shard'} is not finite; the step "
+                f"held samples {', '.join(self.step_samples)}. Lower optim.lr or trainer.grad_clip."
+            )
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the loss of the whole optimizer step, summed over its rows and processes."""
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return
+        task = self.all_reduce(self.step_loss, "sum")
+        self.log("train/loss", task, prog_bar=True)
+        for name, value in self.step_auxiliary.items():
+            self.log(f"train/{name}", self.all_reduce(torch.as_tensor(value), "sum"))
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.step_loss = torch.zeros(())
+        self.step_auxiliary, self.step_samples = {}, []
+
+    def all_reduce(self, value: Tensor, how: str) -> Tensor:
+        return self.trainer.strategy.reduce(value.to(self.device), reduce_op=how)
+
+    def on_validation_epoch_start(self) -> None:
+        self._val_sums = torch.zeros(4, dtype=torch.float64)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Sums over the subset: the epoch's mean is then exact whatever the rows."""
+        assert self.network is not None
+        assert batch.target_weights is not None and batch.target_samples is not None
+        output = self.network(batch)
+        weights = batch.target_weights
+        counted = weights > 0
+        # A question is right when every token of its answer is the most likely one, given the tokens before it.
+        wrong = torch.zeros(len(batch.sample_ids), device=weights.device)
+        wrong.index_add_(0, batch.target_samples, (~output.correct & counted).float())
+        used = torch.zeros_like(wrong).index_add_(0, batch.target_samples, counted.float()) > 0
+        right = ((wrong == 0) & used).sum()
+        sums = [(output.nll * weights).sum(), weights.sum(), right.float(), used.sum().float()]
+        self._val_sums += torch.stack(sums).cpu().double()
+
+    def on_validation_epoch_end(self) -> None:
+        loss, weight, right, questions = self.all_reduce(self._val_sums.float(), "sum").cpu().unbind()
+        self.log("val/loss", loss / weight.clamp(min=1e-9), prog_bar=True)
+        self.log("val/accuracy", right / questions.clamp(min=1), prog_bar=True)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what trains; the frozen weights are where ``model.path`` says."""
+        assert self.network is not None
+        names = {f"network.{name}" for name in trainable_state(self.network)}
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in names}
+        checkpoint["rng_state"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            checkpoint["cuda_rng_state"] = torch.cuda.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Strict about what trains.
+
+        Raises:
+            ValueError: the checkpoint was made with another tuning policy or family.
+        """
+        assert self.network is not None
+        expected = {f"network.{name}" for name in trainable_state(self.network)}
+        found = set(checkpoint["state_dict"])
+        if expected != found:
+            raise ValueError(
+                f"the checkpoint was made with another tuning or model: {len(expected - found)} trained tensors are "
+                f"missing ({', '.join(sorted(expected - found)[:3])}), {len(found - expected)} are unexpected "
+                f"({', '.join(sorted(found - expected)[:3])}). Use the tuning and model of the run."
+            )
+        self._restored_rng = {key: checkpoint[key] for key in ("rng_state", "cuda_rng_state") if key in checkpoint}
+
+    def on_train_start(self) -> None:
+        """Go on with the random stream of the checkpoint, so that a resumed run draws the same dropout."""
+        if "rng_state" in self._restored_rng:
+            torch.set_rng_state(self._restored_rng["rng_state"])
+        if "cuda_rng_state" in self._restored_rng and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self._restored_rng["cuda_rng_state"])
