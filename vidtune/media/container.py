@@ -168,6 +168,11 @@ def load_index(path: str) -> VideoIndex:
     return _cached_index(path, found.st_size, found.st_mtime_ns)
 
 
+def clear_index_cache() -> None:
+    """Forget all files; for measurements of a first read."""
+    _cached_index.cache_clear()
+
+
 def header_count(container: InputContainer, stream: VideoStream, path: str) -> int | None:
     """Number of frames from the sample table of an MP4 file, or None where only a pass over the file can tell.
 

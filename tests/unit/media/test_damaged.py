@@ -202,7 +202,7 @@ rss = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 paths, backend, opens = json.loads(sys.argv[1])
 sizes = []
 for number in range(opens):
-    for frame in read_frames(MediaRef(paths[number % len(paths)]), [0, 70, 149], backend=backend):
+    for frame in read_frames(MediaRef(paths[number % len(paths)]), [0, 20, 49], backend=backend):
         pass
     if number in (opens // 5, opens - 1):
         sizes.append(rss())
