@@ -117,7 +117,9 @@ def read_frames(
 
     Args:
         indices: frame indices within the segment; repeats and any order are allowed.
-        backend: ``auto``, ``pyav``, ``decord``, or ``opencv`` (served by PyAV). Stills need none.
+        backend: ``pyav``, ``decord``, ``opencv`` (served by PyAV), or ``auto``: the faster one that is exact on this
+            file. That is PyAV on every file we measured (``benchmarks/decode.py``: 0.6 to 0.8 of decord's CPU time), so
+            ``auto`` never takes decord. Stills need none.
         size: (height, width) to let FFmpeg scale to, or None for native frames.
         frame_filter: how, with ``size``: ``swscale_bilinear``.
         deadline_s: seconds of decoding after which the medium counts as unreadable, the caller's own work between
