@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import av
 import numpy as np
@@ -181,7 +182,7 @@ def header_count(container: InputContainer, stream: VideoStream, path: str) -> i
     """
     if "mp4" not in container.format.name.split(","):
         return None
-    entries = getattr(stream, "index_entries", ())
+    entries: Any = getattr(stream, "index_entries", ())
     count = len(entries)
     # Fragmented files keep most of their table outside the header; edit lists hide frames that the table lists.
     if not count or count != stream.frames or not entries[0].is_keyframe:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import av
 import numpy as np
 from av.filter import Graph
@@ -70,7 +72,7 @@ class FrameConverter:
         graph = Graph()
         graph.threads = 1
         source = graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base or 1
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
         )
         # Turned first, scaled then: the order decides the last bit.
         turned = [graph.add(*step) for step in TURNS[turns]]

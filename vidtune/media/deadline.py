@@ -108,7 +108,7 @@ def _serve(read: Callable[[], Iterable[np.ndarray]], send: int, seconds: float) 
             signal.setitimer(signal.ITIMER_REAL, 0)
             frame = np.ascontiguousarray(frame, dtype=np.uint8)
             _write(send, HEADER.pack(FRAME, SHAPE.size + frame.nbytes) + SHAPE.pack(*frame.shape))
-            _write(send, memoryview(frame).cast("B"))
+            _write(send, frame.data.cast("B"))
             signal.setitimer(signal.ITIMER_REAL, seconds)
         _write(send, HEADER.pack(DONE, 0))
         status = 0

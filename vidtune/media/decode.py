@@ -118,7 +118,7 @@ def read_frames(
     Args:
         indices: frame indices within the segment; repeats and any order are allowed.
         backend: ``pyav``, ``decord``, ``opencv`` (served by PyAV), or ``auto``: the faster one that is exact on this
-            file. That is PyAV on every file we measured (``benchmarks/decode.py``: 0.6 to 0.8 of decord's CPU time), so
+            file. That is PyAV on every file we measured (0.67 to 1.05 of decord's CPU time, ``benchmarks/decode.py``), so
             ``auto`` never takes decord. Stills need none.
         size: (height, width) to let FFmpeg scale to, or None for native frames.
         frame_filter: how, with ``size``: ``swscale_bilinear``.

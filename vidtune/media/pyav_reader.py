@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import av
 import numpy as np
@@ -111,7 +112,7 @@ def _read_fast(
     with open_video(path) as (container, stream):
         decoder = stream.codec_context
         # Only H.264 marks pictures that nothing refers to in a way that holds for every encoder.
-        skip = "NONREF" if decoder.name == "h264" else "DEFAULT"
+        skip: Literal["NONREF", "DEFAULT"] = "NONREF" if decoder.name == "h264" else "DEFAULT"
         packets = _PacketReader(container, stream, index)
         for number, run in enumerate(plan_runs(index, wanted)):
             if number:
