@@ -118,8 +118,8 @@ def read_frames(
     Args:
         indices: frame indices within the segment; repeats and any order are allowed.
         backend: ``pyav``, ``decord``, ``opencv`` (served by PyAV), or ``auto``: the faster one that is exact on this
-            file. That is PyAV on every file we measured (0.67 to 1.05 of decord's CPU time, ``benchmarks/decode.py``), so
-            ``auto`` never takes decord. Stills need none.
+            file. That is PyAV on every file we measured (``benchmarks/decode.py``: 0.67 to 1.05 of decord's CPU time),
+            so ``auto`` never takes decord. Stills need none.
         size: (height, width) to let FFmpeg scale to, or None for native frames.
         frame_filter: how, with ``size``: ``swscale_bilinear``.
         deadline_s: seconds of decoding after which the medium counts as unreadable, the caller's own work between

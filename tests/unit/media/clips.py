@@ -99,8 +99,9 @@ def cut_head(path: Path) -> None:
     path.write_bytes(data[len(data) // 3 // 188 * 188 :])
 
 
-def remux(start: int, shift: int, **muxer: str) -> Callable[[Path], None]:
-    """Copies the packets from coded position ``start`` on, ``shift`` frames earlier: frames before 0 are hidden."""
+def remux(start: int, shift: int, twice: int = 0, **muxer: str) -> Callable[[Path], None]:
+    """Copies the packets from coded position ``start`` on, ``shift`` frames earlier: frames before 0 are hidden; every
+    ``twice``-th packet gets the time stamp of the one after it."""
 
     def finish(path: Path) -> None:
         source = path.with_name("source_" + path.name)
@@ -113,6 +114,7 @@ def remux(start: int, shift: int, **muxer: str) -> Callable[[Path], None]:
                 if position >= start:
                     packet.pts -= shift * step
                     packet.dts -= shift * step
+                    packet.pts += step if twice and position % twice == 0 else 0
                     packet.stream = copy
                     new.mux(packet)
         source.unlink()
@@ -140,6 +142,7 @@ CLIPS = {
         Clip("short_groups.mkv"),
         Clip("late_start.mkv", starts_at=125),
         Clip("variable.mkv", variable=True),
+        Clip("same_times.mp4", options=NO_B, finish=remux(0, 0, twice=40), decord=False),
         Clip("hevc.mp4", codec="libx265", options={"g": "12", "x265-params": "log-level=none"}, decord=False),
         Clip("vp9.webm", codec="libvpx-vp9", options={"g": "12", "deadline": "realtime", "cpu-used": "8"}),
         Clip("av1.mp4", codec="libsvtav1", options={"g": "24", "preset": "12"}, decord=False),
