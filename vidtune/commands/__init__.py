@@ -1,0 +1,1 @@
+"""The `vidtune` command: one thin module per verb (parse, call, print)."""
