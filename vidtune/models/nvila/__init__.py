@@ -1,0 +1,1 @@
+"""NVILA and NVILA-Lite: SigLIP tower, token-folding projector, Qwen2, tiled images."""
