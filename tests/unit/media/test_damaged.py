@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -109,23 +108,36 @@ def failing(error):
     raise error
 
 
-def test_a_hanging_decode_is_killed():
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_nvcsw
+@pytest.fixture
+def forks(monkeypatch):
+    """Process ids of the children forked in a test."""
+    children, fork = [], os.fork
+
+    def remember():
+        children.append(fork())
+        return children[-1]
+
+    monkeypatch.setattr(os, "fork", remember)
+    return children
+
+
+def test_a_hanging_decode_is_killed(forks):
     began = time.monotonic()
-    frames = read_with_deadline(hanging, 0.5, path="hangs.ts")
+    frames = read_with_deadline(hanging, 3, path="hangs.ts")
     assert next(frames).shape == (2, 3, 3)
-    with pytest.raises(MediaError, match=r"hangs\.ts.*within 0\.5 s"):
+    with pytest.raises(MediaError, match=r"hangs\.ts.*within 3 s"):
         next(frames)
-    assert time.monotonic() - began < 5
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_nvcsw > children, "the child was not reaped"
+    assert time.monotonic() - began < 60
+    with pytest.raises(ChildProcessError):
+        os.waitpid(forks[0], os.WNOHANG)  # dead and reaped
 
 
 def test_the_callers_own_work_does_not_count():
-    frames = read_with_deadline(lambda: (np.full((1, 1, 3), k, np.uint8) for k in range(3)), 0.5, path="x")
+    frames = read_with_deadline(lambda: (np.full((1, 1, 3), k, np.uint8) for k in range(3)), 2, path="x")
     values = []
     for frame in frames:
         values.append(int(frame[0, 0, 0]))
-        time.sleep(0.4)
+        time.sleep(0.9)
     assert values == [0, 1, 2]
 
 
@@ -150,14 +162,13 @@ def test_slow_files_are_given_up_without_a_child(clip):
         list(read_frames(MediaRef(clip("long_groups.mp4")), range(150), deadline_s=0.0))
 
 
-def test_what_may_hang_is_read_in_a_child(clip, tmp_path):
+def test_what_may_hang_is_read_in_a_child(clip, tmp_path, forks):
     """A container we have not measured gives the same frames, by way of a child process."""
     path = tmp_path / "clip.nut"
     path.write_bytes(Path(clip("short_groups.mkv")).read_bytes())
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     numbers = [read_number(frame) for frame in read_frames(MediaRef(str(path)), [3, 100], deadline_s=30)]
     assert numbers == [3, 100]
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime > before
+    assert len(forks) == 1
 
 
 # -------------------------------------------------------------------------------------------------------- workers
@@ -175,7 +186,7 @@ class Numbers(Dataset):
     def __getitem__(self, item: int) -> torch.Tensor:
         if item == len(self.paths):
             try:
-                list(read_with_deadline(hanging, 0.5, path="hangs"))
+                list(read_with_deadline(hanging, 2, path="hangs"))
             except MediaError:
                 return torch.tensor([-1, -1, -1])
         frames = read_frames(MediaRef(self.paths[item]), [0, 149, 60], backend=self.backend, deadline_s=60)
