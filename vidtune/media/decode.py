@@ -17,6 +17,7 @@ from vidtune.media.convert import FrameConverter, check_filter, quarter_turns
 from vidtune.media.deadline import Clock, read_with_deadline
 from vidtune.media.decord_reader import read_decord
 from vidtune.media.errors import MediaError
+from vidtune.media.features import is_features, probe_features, read_features
 from vidtune.media.pyav_reader import count_frames, read_pyav
 from vidtune.media.sampling import segment_span
 from vidtune.media.stills import image_size, is_still, list_images, read_stills
@@ -46,7 +47,10 @@ def probe(ref: MediaRef, *, exact: bool = False) -> MediaInfo:
     Raises:
         MediaError: unreadable, or the segment lies outside the medium.
     """
-    whole = _probe_still(ref.path) if is_still(ref.path) else _probe_video(ref.path, exact)
+    if is_features(ref.path):
+        whole = probe_features(ref.path)
+    else:
+        whole = _probe_still(ref.path) if is_still(ref.path) else _probe_video(ref.path, exact)
     return cut_segment(whole, ref)
 
 
@@ -127,7 +131,7 @@ def read_frames(
             in a child process that is killed at the deadline; this works in data workers too.
 
     Yields:
-        (H, W, 3) uint8 RGB.
+        (H, W, 3) uint8 RGB; of a feature file (A,) float32.
 
     Raises:
         UserError: an unknown backend or filter, or decord where it is not exact for this file.
@@ -156,7 +160,9 @@ def read_frames(
 
 def may_hang(path: str, backend: str) -> bool:
     """Whether nothing is known that says this medium will be read in finite time."""
-    return not is_still(path) and (backend == "decord" or os.path.splitext(path)[1].lower() not in RETURNING_SUFFIXES)
+    return not (is_still(path) or is_features(path)) and (
+        backend == "decord" or os.path.splitext(path)[1].lower() not in RETURNING_SUFFIXES
+    )
 
 
 def check_backend(backend: str) -> None:
@@ -183,7 +189,9 @@ def _read(
 def _read_sorted(
     path: str, wanted: list[int], backend: str, size: tuple[int, int] | None, clock: Clock
 ) -> Iterator[tuple[int, np.ndarray]]:
-    if is_still(path):
+    if is_features(path):
+        yield from read_features(path, wanted)
+    elif is_still(path):
         convert = FrameConverter(size)
         for index, picture in read_stills(path, wanted):
             yield index, picture if size is None else convert(av.VideoFrame.from_ndarray(picture, format="rgb24"))
