@@ -50,6 +50,7 @@ class VideoLlamaProcessor(BaseProcessor):
         wrap_uint8: let grey levels outside 0..255 wrap around after the crop, as the original does by mistake.
         num_audio_tokens: placeholders of an audio medium.
         max_audio_clips: rows of the network's audio position table.
+        audio_width: A, of the stored features.
         train_audio, infer_audio: what the features of an audio medium are of. ``frames``: video frames through
             ImageBind's vision trunk, which read as a video; the original trains its audio branch on nothing else.
             ``sound``: 2 s clips through its audio trunk, all of them used, 20 times larger.
@@ -73,6 +74,7 @@ class VideoLlamaProcessor(BaseProcessor):
         wrap_uint8: bool = False,
         num_audio_tokens: int = 8,
         max_audio_clips: int = 8,
+        audio_width: int = 1024,
         train_audio: AudioSource = "frames",
         infer_audio: AudioSource = "sound",
     ) -> None:
@@ -81,7 +83,7 @@ class VideoLlamaProcessor(BaseProcessor):
         self.image_size, self.num_video_tokens, self.max_frames = image_size, num_video_tokens, max_frames
         self.media_text = lookup(STYLES, media_text, "text around media", "model.processor.media_text")
         self.random_crop, self.wrap_uint8 = random_crop, wrap_uint8
-        self.num_audio_tokens, self.max_audio_clips = num_audio_tokens, max_audio_clips
+        self.num_audio_tokens, self.max_audio_clips, self.audio_width = num_audio_tokens, max_audio_clips, audio_width
         self.audio = {"train": train_audio, "infer": infer_audio}
         self.demo = {"train": train_template in DEMO, "infer": infer_template in DEMO}
         if num_frames > max_frames:
@@ -127,6 +129,14 @@ class VideoLlamaProcessor(BaseProcessor):
         kind, name = plan.info.ref.kind, plan.info.ref.path
         if kind == "audio":
             values = torch.from_numpy(np.stack(list(frames))).float()
+            if values.dim() == 4:
+                # Black pictures: the stand-in of a file that could not be read.
+                values = values.new_zeros(len(values), self.audio_width)
+            if values.shape[1] != self.audio_width:
+                raise UserError(
+                    f"{name}: features {values.shape[1]} wide, but the audio branch reads {self.audio_width}. Store the "
+                    f"output of ImageBind's head, or set model.network.sizes.audio_width."
+                )
             scale = SOUND_SCALE if plan.extra["audio"] == "sound" else 1.0
             return MediaItem(kind, {"audio_values": scale * F.normalize(values, dim=-1)}, plan.num_placeholders, name)
         crop = plan.extra.get("crop")

@@ -50,6 +50,22 @@ TEMPLATES: Mapping[str, ChatTemplate] = {
         assistant=(Part("###Assistant:"), Part(" {content}###", train=True)),
         default_system=DEMO_SYSTEM,
     ),
+    # Image and video captions (the original's second forward path): the caption is tokenised by itself. The backslashes
+    # before n are two characters: its YAML puts the template in single quotes.
+    "llama_2_caption": ChatTemplate(
+        user=(Part("[INST] <<SYS>>\\n \\n<</SYS>>\\n\\n{content} [/INST] "),),
+        assistant=(Part("{content}</s>", train=True),),
+        generation=(),
+        bos=True,
+        tokenize="runs",
+    ),
+    "vicuna_caption": ChatTemplate(
+        user=(Part("###Human: {content} ###Assistant: "),),
+        assistant=(Part("{content}###", train=True),),
+        generation=(),
+        bos=True,
+        tokenize="runs",
+    ),
 }
 
 DEMO = frozenset({"llama_2_demo", "vicuna_demo"})
