@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vidtune.config import resolvers, schema
 from vidtune.contracts import UserError
+from vidtune.run.sweep import sweep
 
 Task = Callable[[DictConfig, Sequence[str]], dict[str, float]]
 
@@ -37,12 +38,22 @@ def run_task(task: Task, config_path: str, config_name: str) -> dict[str, float]
         result.append(task(cfg, list(HydraConfig.get().overrides.task)))
 
     try:
+        if config_name == "train" and (sweeping := _swept_overrides(sys.argv[1:])):
+            raise SystemExit(sweep(sys.argv[0], sweeping))
         main()
     except UserError as error:
         _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error, schema.TrainConfig if config_name == "train" else schema.EvaluateConfig))
     return result[0] if result else None
+
+
+def _swept_overrides(arguments: Sequence[str]) -> list[str]:
+    """The overrides of a multirun that is ours to run; one with a launcher or sweeper of its own is Hydra's."""
+    flags = {"-m", "--multirun"}
+    if not flags & set(arguments) or any(a.startswith(("hydra/launcher=", "hydra/sweeper=")) for a in arguments):
+        return []
+    return [argument for argument in arguments if argument not in flags]
 
 
 def _fail(message: str) -> None:

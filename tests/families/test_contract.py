@@ -1,0 +1,134 @@
+"""What every family must do, whatever it is made of. Runs on each tiny variant in conf/model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from tests.helpers import ROOT, config
+from vidtune.contracts import Batch, Message, Sample
+from vidtune.data.media_source import MediaSource
+from vidtune.data.planner import RowPlan
+from vidtune.data.questions import QuestionsReader
+from vidtune.data.rows import Encoder, RowBuilder, pad_prompts
+from vidtune.models.base import VideoLLM
+from vidtune.models.loading import load_tensors
+from vidtune.run.build import build_network, build_processor, prepare
+
+TINY = sorted(path.stem for path in (ROOT / "conf/model").glob("*tiny.yaml"))
+
+
+@dataclass
+class Family:
+    cfg: object
+    network: VideoLLM
+    samples: list[Sample]
+    encoder: Encoder
+    source: MediaSource
+
+    def row(self, *segments: tuple[int, ...], normalizer: float = 1.0) -> Batch:
+        builder = RowBuilder(self.samples, self.encoder, self.source, "token")
+        return builder[RowPlan(segments, normalizer, 0, 0)]
+
+    def gradients(self, *rows: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Sum of the task loss over rows, and its gradient."""
+        self.network.zero_grad()
+        total = torch.zeros(())
+        for batch in rows:
+            output = self.network(batch)
+            loss = (output.nll * batch.target_weights).sum()
+            loss.backward()
+            total = total + loss.detach()
+        gradients = {n: p.grad.clone() for n, p in self.network.named_parameters() if p.grad is not None}
+        return total, gradients
+
+
+@pytest.fixture(scope="module", params=TINY)
+def family(request: pytest.FixtureRequest, shapes: Path, cache_dir: Path) -> Family:
+    overrides = [f"model={request.param}", "model.dtype=float32", "data.prepare=null", f"paths.cache_dir={cache_dir}"]
+    cfg = config("train", overrides)
+    prepare(cfg)
+    torch.manual_seed(0)
+    network = build_network(cfg).eval()
+    processor = build_processor(cfg)
+    source = MediaSource(processor)
+    text = Sample("text", (Message("user", ("what ?",)), Message("assistant", ("nothing at all",))))
+    samples = [*QuestionsReader(str(shapes), "{split}.jsonl")("train")[:8], text]
+    return Family(cfg, network, samples, Encoder(processor, source, "train"), source)
+
+
+def assert_same(one: tuple, other: tuple, relative: float = 1e-5) -> None:
+    torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=1e-5)
+    assert one[1].keys() == other[1].keys()
+    largest = max(float(gradient.norm()) for gradient in one[1].values())
+    for name, gradient in one[1].items():
+        difference = float((gradient - other[1][name]).norm())
+        assert difference <= relative * max(float(gradient.norm()), 1e-2 * largest), name
+
+
+def test_packing_samples_into_one_row_changes_neither_loss_nor_gradients(family: Family) -> None:
+    separate = family.gradients(*(family.row((index,)) for index in (0, 5, 8)))
+    packed = family.gradients(family.row((0,), (5,), (8,)))
+    assert_same(separate, packed)
+
+
+def test_sharing_a_video_between_its_questions_changes_neither_loss_nor_gradients(family: Family) -> None:
+    separate = family.gradients(*(family.row((index,)) for index in range(6)))
+    shared_row = family.row((0, 1, 2, 3), (4, 5))
+    assert shared_row.num_tokens < shared_row.tokens_separate
+    assert_same(separate, family.gradients(shared_row))
+
+
+def test_a_row_without_media_leaves_the_connector_untouched_but_in_the_graph(family: Family) -> None:
+    batch = family.row((8,))
+    assert batch.dummy_media
+    _, gradients = family.gradients(batch)
+    connector = [name for name, _ in family.network.connector.named_parameters(prefix="connector")]
+    reached = [name for name in connector if name in gradients]
+    assert reached, "the dummy must keep the connector in the graph of every process"
+    assert all(float(gradients[name].abs().max()) == 0.0 for name in reached)
+
+
+def test_generating_in_a_padded_batch_gives_the_answers_of_single_prompts(family: Family) -> None:
+    processor = family.source.processor
+    prompts = [family.encoder(family.samples[index], generation=True) for index in (0, 3, 8)]
+    media = [[family.source.load(plan) for plan in prompt.plans] for prompt in prompts]
+    batch = pad_prompts(prompts, [item for items in media for item in items], processor.pad_id)
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": processor.pad_id, "eos_token_id": None}
+    together = family.network.generate(batch, **options)
+    for row, (prompt, items) in enumerate(zip(prompts, media)):
+        alone = family.network.generate(pad_prompts([prompt], items, processor.pad_id), **options)
+        assert together[row].tolist() == alone[0].tolist()
+
+
+def test_exported_weights_load_again_bit_for_bit(family: Family, tmp_path: Path) -> None:
+    instantiate(family.cfg.model.export, family.network, tmp_path)
+    again = config("train", [f"model={family.cfg.model.name}", "model.dtype=float32", f"model.path={tmp_path}"])
+    family.source.processor.save_tokenizer(tmp_path)
+    loaded = build_network(again)
+    theirs = dict(loaded.state_dict())
+    for name, tensor in family.network.state_dict().items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_a_frozen_tower_stays_in_eval_mode_when_the_network_trains(family: Family) -> None:
+    family.network.vision.requires_grad_(False)
+    try:
+        family.network.train()
+        assert not any(module.training for module in family.network.vision.modules())
+    finally:
+        family.network.requires_grad_(True).eval()
+
+
+def test_loading_reports_missing_and_unexpected_tensors_together(family: Family) -> None:
+    tensors = dict(family.network.state_dict())
+    name = next(iter(tensors))
+    tensors["stranger"] = tensors.pop(name)
+    with pytest.raises(ValueError, match=r"1 missing.*1 unexpected: stranger"):
+        load_tensors(family.network, tensors.items(), "a checkpoint")
+
+
