@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
 from tests.families.nvila.cases import CASES, GRADIENT_TOLERANCE, TOLERANCE, Case, collapse, ours
 from vidtune.contracts import IGNORE, MediaItem
 from vidtune.data.rows import pad_prompts
+from vidtune.media import probe, read_frames
 
 
 def _close(found: Tensor, expected: Tensor, stage: str) -> None:
@@ -28,6 +31,19 @@ def _features(case: Case, kind: str) -> list[MediaItem]:
     with torch.no_grad():
         tensors = case.network.features(items) if items else []
     return [MediaItem(kind, t, item.num_placeholders, stage="features") for item, t in zip(items, tensors, strict=True)]
+
+
+@CASES
+def test_media_are_read_as_the_original_read_them(case):
+    raw = load_file(case.folder / "inputs.safetensors")
+    refs = {ref.path: ref for sample in case.samples for ref in sample.media}
+    for path, ref in refs.items():
+        key = next(key for key in raw if path.endswith("/" + key))
+        expected = raw[key] if raw[key].ndim == 4 else raw[key][None]
+        info = probe(ref)
+        assert (info.num_frames, info.height, info.width) == tuple(expected.shape[:3])
+        frames = np.stack(list(read_frames(ref, range(info.num_frames))))
+        assert np.array_equal(frames, expected.numpy())
 
 
 @CASES

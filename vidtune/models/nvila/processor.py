@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from vidtune.contracts import MediaInfo, MediaItem, MediaPlan, Preset, UserError, VisualSpan
-from vidtune.media.sampling import get_sampling
+from vidtune.media.sampling import Short, fit_short, get_sampling
 from vidtune.models.loading import resolve_folder
 from vidtune.models.nvila.config import LANGUAGE
 from vidtune.models.nvila.tiling import (
@@ -56,6 +56,7 @@ class NVILAProcessor(BaseProcessor):
         tokenizer_path: folder or hub id of a checkpoint (tokenizer in ``llm/``) or of a saved tokenizer.
         num_frames: frames of a video, one tile each.
         sampling: policy in ``vidtune.media.sampling`` that chooses them.
+        short: what a video with fewer frames gets; None keeps the frames of the policy, which repeats some.
         train_template, infer_template: names in ``templates``.
         max_length: tokens a row may have.
         image_mode: name in ``IMAGE_MODES``; images whose ``MediaRef.tiled`` is off always take one tile.
@@ -82,6 +83,7 @@ class NVILAProcessor(BaseProcessor):
         tokenizer_path: str,
         num_frames: int = 8,
         sampling: str = "linspace",
+        short: Short | None = None,
         train_template: str = "nvila",
         infer_template: str = "nvila",
         max_length: int = 4096,
@@ -105,8 +107,7 @@ class NVILAProcessor(BaseProcessor):
                 f"{fewest} tiles. Raise max_tiles, or set model.processor.image_mode to resize."
             )
         self.num_frames = num_frames
-        self.sampling = sampling
-        get_sampling(sampling)
+        self.sampling, self.short = sampling, short
         self.image_mode = image_mode
         self.image_size = image_size
         self.min_tiles, self.max_tiles = min_tiles, max_tiles
@@ -121,7 +122,8 @@ class NVILAProcessor(BaseProcessor):
             UserError: the medium is neither.
         """
         if info.ref.kind == "video":
-            indices = get_sampling(self.sampling)(info.num_frames, self.num_frames, info.fps, rng)
+            chosen = get_sampling(self.sampling)(info.num_frames, self.num_frames, info.fps, rng)
+            indices = fit_short(chosen, info.num_frames, self.num_frames, self.short)
             times = tuple(index / info.fps for index in indices)
             return MediaPlan(info, tuple(indices), times, (self._span(1),) * len(indices))
         if info.ref.kind != "image":

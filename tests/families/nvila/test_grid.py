@@ -1,0 +1,90 @@
+"""What trains in each row of the guide's tuning grid."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from tests.families.nvila.cases import cases_with, ours
+from tests.families.nvila.test_weights import full_size
+from vidtune.config.schema import PartPolicy, TuningConfig
+from vidtune.models.nvila.network import NVILA
+from vidtune.tuning.policy import apply_tuning
+
+LORA_TARGETS = OmegaConf.load(Path(__file__).parents[3] / "conf/model/nvila.yaml").lora_targets
+_MODES = {"FT": "full", "F": "frozen", "LoRA": "lora", "LN": "frozen"}
+UNRUN_TOWER_NORMS = 3 * 2 * 1152
+"""Weights of the three LayerNorms of Lite-8B's tower that influence nothing: two of the last layer, one after it."""
+
+
+def trainable(network: NVILA, vision: str, language: str) -> dict[str, torch.Size]:
+    """Names and shapes of what trains in a row of the grid, adapters of rank 16."""
+    policy = {
+        role: PartPolicy(mode=_MODES[mode], rank=16, alpha=32.0, dropout=0.05)
+        for role, mode in (("vision", vision), ("language", language))
+    }
+    tuning = OmegaConf.structured(TuningConfig(name="grid", connector=PartPolicy(mode="full"), **policy))
+    apply_tuning(network, tuning, LORA_TARGETS)
+    if vision == "LN":
+        for module in network.vision.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.requires_grad_(True)
+    return {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
+
+
+@cases_with("trainable_grid.json")
+def test_each_row_of_the_grid_trains_what_the_original_trains_minus_what_it_never_runs(case):
+    for row, expected in json.loads((case.folder / "trainable_grid.json").read_text()).items():
+        vision, language = row.split()[-1].split("/")
+        network = case.build_network()
+        theirs = {
+            ours(name.removeprefix("base_model.model.")): torch.Size(shape)
+            for name, shape in expected["trainable"].items()
+        }
+        last = network.config.num_run_layers
+        unrun = {name for name in theirs if re.match(rf"vision\.(encoder\.layers\.{last}\.|post_layernorm)", name)}
+        assert bool(unrun) == (vision != "F"), row
+        found = trainable(network, vision, language)
+        assert found == {name: shape for name, shape in theirs.items() if name not in unrun}, row
+        left_out = sum(theirs[name].numel() for name in unrun)
+        assert sum(shape.numel() for shape in found.values()) + left_out == expected["num_trainable_elements"], row
+
+
+# Millions, with the unrun layer, from the arithmetic of the study's rows at rank 16.
+_PUBLISHED = {
+    ("LN", "LoRA"): 101.6,
+    ("LoRA", "LoRA"): 110.2,
+    ("FT", "LoRA"): 514.8,
+    ("F", "LoRA"): 101.5,
+    ("FT", "F"): 474.4,
+    ("LN", "F"): 61.2,
+    ("FT", "FT"): 8087.1,
+}
+
+
+@pytest.mark.parametrize("row", _PUBLISHED, ids="/".join)
+def test_full_size_rows_train_the_published_numbers_of_weights(row):
+    network = full_size("lite_8b")
+    with torch.device("meta"):
+        found = trainable(network, *row)
+    counts = {role: sum(s.numel() for n, s in found.items() if n.startswith(role)) for role in ("vision", "language")}
+    # 26 of 27 layers: rank-16 adapters on six projections, or two norms of weight and bias.
+    lora_layer = 16 * (4 * 2 * 1152 + 2 * (1152 + 4304))
+    unrun = {"F": 0, "LN": UNRUN_TOWER_NORMS, "LoRA": lora_layer, "FT": 413_327_088 - _tower(network)}[row[0]]
+    assert (sum(shape.numel() for shape in found.values()) + unrun) / 1e6 == pytest.approx(_PUBLISHED[row], abs=0.05)
+    if row[0] == "LN":
+        assert (counts["vision"] + unrun, counts["vision"]) == (126_720, 119_808)
+    if row[0] == "LoRA":
+        assert counts["vision"] + unrun == 8_695_296
+    if row[1] == "LoRA":
+        assert counts["language"] == 40_370_176
+
+
+def _tower(network: NVILA) -> int:
+    return sum(parameter.numel() for parameter in network.vision.parameters())
