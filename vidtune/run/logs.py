@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -10,12 +11,23 @@ from rich.logging import RichHandler
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
+_EXPECTED = (
+    "You're resuming from a checkpoint that ended before the epoch ended",  # the plan goes on at global_step
+    "Experiment logs directory",  # the run folder exists on purpose, and metrics.csv is kept
+    "Checkpoint directory",
+    ".*does not have many workers",  # data.num_workers is the user's choice, and Meters shows what waiting costs
+    ".*treespec, LeafSpec",
+)
+"""Warnings of libraries about what vidtune does knowingly."""
+
 
 def start_logging(run_dir: Path | None = None) -> None:
     """Log ``vidtune`` to the terminal, and to ``log.txt`` of a run folder; other processes only warn.
 
     May be called again: the handlers of the run before are replaced.
     """
+    for pattern in _EXPECTED:
+        warnings.filterwarnings("ignore", message=pattern)
     logger = logging.getLogger("vidtune")
     logger.propagate = False
     for handler in list(logger.handlers):

@@ -181,11 +181,23 @@ def _build_trainer(cfg: DictConfig, data: VideoDataModule, run_dir: Path, interr
 
 def _loggers(cfg: DictConfig, run_dir: Path) -> list[Any]:
     """The CSV logger, and those of ``logger=``, all writing into the run folder."""
-    loggers: list[Any] = [CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=cfg.trainer.log_every)]
+    loggers: list[Any] = [_csv_logger(run_dir, cfg.trainer.log_every)]
     for name, logger in cfg.logger.items():
         extra = {"id": run_dir.name, "name": run_dir.name, "resume": "allow"} if name == "wandb" else {"name": name}
         loggers.append(instantiate(logger, save_dir=str(run_dir), **extra))
     return loggers
+
+
+def _csv_logger(run_dir: Path, flush_every: int) -> CSVLogger:
+    """``metrics.csv``; a resumed run goes on in it, where Lightning's logger would delete it."""
+    file = run_dir / "metrics.csv"
+    before = file.read_text() if file.is_file() else ""
+    logger = CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=flush_every)
+    if rank_zero_only.rank == 0 and before:
+        writer = logger.experiment
+        writer.metrics_keys = before.splitlines()[0].split(",")
+        file.write_text(before)
+    return logger
 
 
 @rank_zero_only

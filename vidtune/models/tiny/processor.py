@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from vidtune.contracts import MediaInfo, MediaItem, MediaPlan, Preset, UserError, VisualSpan
 from vidtune.media.sampling import Short, fit_short, get_sampling
@@ -48,7 +48,7 @@ class TinyProcessor(BaseProcessor):
         train_template: str = "question_answer",
         infer_template: str = "question_answer",
     ) -> None:
-        super().__init__(AutoTokenizer.from_pretrained(tokenizer_path), train_template, infer_template, max_length)
+        super().__init__(PreTrainedTokenizerFast.from_pretrained(tokenizer_path), train_template, infer_template, max_length)
         self.num_frames, self.sampling, self.short, self.image_size = num_frames, sampling, short, image_size
 
     def plan_media(self, info: MediaInfo, rng: np.random.Generator, preset: Preset) -> MediaPlan:
