@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch.optim import Optimizer
@@ -40,7 +41,23 @@ def linear(step: int, *, total_steps: int, warmup_steps: int, min_ratio: float) 
     return 1 - (1 - min_ratio) * progress
 
 
-SCHEDULES = {"cosine": cosine, "constant": constant, "linear": linear}
+def restarting_cosine(
+    step: int, *, total_steps: int, warmup_steps: int, min_ratio: float, start_ratio: float = 0.0, epoch_steps: int
+) -> float:
+    """LAVIS' ``linear_warmup_cosine_lr``, both oddities kept: the warm-up counts the steps of the current epoch, so
+    that one longer than an epoch starts again with every epoch; the cosine runs from step 0, so that the rate jumps
+    down where the warm-up ends.
+
+    Args:
+        start_ratio: where the warm-up starts, as a share of the learning rate.
+        epoch_steps: steps of an epoch, a plain number that need not fit the data.
+    """
+    if step < warmup_steps:
+        return min(1.0, start_ratio + (1 - start_ratio) * (step % epoch_steps) / max(warmup_steps, 1))
+    return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total_steps)))
+
+
+SCHEDULES = {"cosine": cosine, "constant": constant, "linear": linear, "restarting_cosine": restarting_cosine}
 
 
 def build_schedule(
@@ -51,6 +68,7 @@ def build_schedule(
     warmup_steps: int | None = None,
     warmup_ratio: float | None = None,
     min_ratio: float = 0.0,
+    **options: Any,
 ) -> LambdaLR:
     """A scheduler that is stepped once per optimizer step.
 
@@ -59,17 +77,19 @@ def build_schedule(
         name: key of ``SCHEDULES``.
         warmup_steps, warmup_ratio: one of them; the ratio is of ``total_steps``, rounded up.
         min_ratio: floor, as a share of the learning rate.
+        options: further arguments of that schedule.
 
     Raises:
-        UserError: unknown name, or both warm-up settings.
+        UserError: unknown name, options the schedule does not take or lacks, or both warm-up settings.
     """
     if warmup_steps is not None and warmup_ratio is not None:
         raise UserError("optim.schedule: set warmup_steps or warmup_ratio, not both (the other one to null).")
     warmup = warmup_steps if warmup_steps is not None else math.ceil((warmup_ratio or 0.0) * total_steps)
-    factor: Any = partial(
-        lookup(SCHEDULES, name, "schedule", "optim.schedule.name"),
-        total_steps=total_steps,
-        warmup_steps=warmup,
-        min_ratio=min_ratio,
-    )
+    policy = lookup(SCHEDULES, name, "schedule", "optim.schedule.name")
+    arguments = {"total_steps": total_steps, "warmup_steps": warmup, "min_ratio": min_ratio, **options}
+    try:
+        signature(policy).bind(0, **arguments)
+    except TypeError as error:
+        raise UserError(f"optim.schedule: {name!r} and its options {sorted(options)} do not fit: {error}.") from error
+    factor: Any = partial(policy, **arguments)
     return LambdaLR(optimizer, factor)
