@@ -5,6 +5,7 @@ import torch
 
 from tests.families.video_llama.case import pad_rows
 from vidtune.models.video_llama.keys import TRAINED
+from vidtune.training.schedules import restarting_cosine
 
 
 def gradient_specs(case):
@@ -69,3 +70,18 @@ def test_one_optimizer_step_moves_as_far_as_the_originals(case):
             assert moved == pytest.approx(norm, rel=4e-3), name
         with torch.no_grad():
             assert network(batch).nll.mean().item() == pytest.approx(step["loss_after_step"], abs=1.5e-4)
+
+
+def test_the_learning_rate_of_every_iteration_is_the_originals(case):
+    for table in case.json("expected/lr_table.json"):
+        config = table["config"]
+        for epoch, iteration, rate in table["epoch_iter_lr"]:
+            factor = restarting_cosine(
+                epoch * config["iters_per_epoch"] + iteration,
+                total_steps=config["max_epoch"] * config["iters_per_epoch"],
+                warmup_steps=config["warmup_steps"],
+                min_ratio=config["min_lr"] / config["init_lr"],
+                start_ratio=config["warmup_lr"] / config["init_lr"] if config["warmup_lr"] >= 0 else 1.0,
+                epoch_steps=config["iters_per_epoch"],
+            )
+            assert factor * config["init_lr"] == pytest.approx(rate, rel=1e-12), (config, epoch, iteration)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import LlamaTokenizer
 
 from vidtune.contracts import MediaInfo, MediaItem, MediaPlan, Preset, UserError, VisualSpan
-from vidtune.media.sampling import get_sampling
+from vidtune.media.sampling import Short, fit_short, get_sampling
 from vidtune.models.processor import BaseProcessor
 from vidtune.models.video_llama.pixels import crop_frames, draw_crop, normalize, resize_image
 from vidtune.models.video_llama.templates import DEMO, TEMPLATES, media_text
@@ -36,7 +36,9 @@ class VideoLlamaProcessor(BaseProcessor):
 
     Args:
         tokenizer_path: folder of the LLaMA tokenizer (``tokenizer.model`` or ``tokenizer.json``).
-        num_frames: frames per video; shorter ones give all they have.
+        num_frames: frames per video.
+        short: how a shorter video is filled up (``repeat`` | ``loop`` | ``pad``); None: it gives fewer frames, as in
+            the original.
         sampling: frame choice; the original's are ``segment_starts`` (its "uniform") and ``headtail``.
         train_template, infer_template: names in ``templates``; ``*_demo`` are the original demo's.
         max_length: tokens a row may have.
@@ -63,6 +65,7 @@ class VideoLlamaProcessor(BaseProcessor):
         tokenizer_path: str,
         num_frames: int = 8,
         sampling: str = "segment_starts",
+        short: Short | None = None,
         train_template: str = "llama_2",
         infer_template: str = "llama_2",
         max_length: int = 512,
@@ -79,7 +82,7 @@ class VideoLlamaProcessor(BaseProcessor):
         infer_audio: AudioSource = "sound",
     ) -> None:
         super().__init__(load_tokenizer(tokenizer_path), train_template, infer_template, max_length)
-        self.num_frames, self.sampling = num_frames, sampling
+        self.num_frames, self.sampling, self.short = num_frames, sampling, short
         self.image_size, self.num_video_tokens, self.max_frames = image_size, num_video_tokens, max_frames
         self.media_text = lookup(STYLES, media_text, "text around media", "model.processor.media_text")
         self.random_crop, self.wrap_uint8 = random_crop, wrap_uint8
@@ -102,6 +105,7 @@ class VideoLlamaProcessor(BaseProcessor):
             indices = list(range(info.num_frames))
         else:
             indices = get_sampling(self.sampling)(info.num_frames, count, info.fps, rng)
+            indices = fit_short(indices, info.num_frames, count, self.short)
         if source and len(indices) > self.max_audio_clips:
             raise UserError(
                 f"{info.ref.path}: {len(indices)} clips of audio features, but the network's audio position table has "
@@ -134,8 +138,8 @@ class VideoLlamaProcessor(BaseProcessor):
                 values = values.new_zeros(len(values), self.audio_width)
             if values.shape[1] != self.audio_width:
                 raise UserError(
-                    f"{name}: features {values.shape[1]} wide, but the audio branch reads {self.audio_width}. Store the "
-                    f"output of ImageBind's head, or set model.network.sizes.audio_width."
+                    f"{name}: features {values.shape[1]} wide, but the audio branch reads {self.audio_width}. Store "
+                    f"the output of ImageBind's head, or set model.network.sizes.audio_width."
                 )
             scale = SOUND_SCALE if plan.extra["audio"] == "sound" else 1.0
             return MediaItem(kind, {"audio_values": scale * F.normalize(values, dim=-1)}, plan.num_placeholders, name)

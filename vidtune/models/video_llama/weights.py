@@ -23,6 +23,13 @@ from vidtune.models.video_llama.keys import BLIP2, LANGUAGE, PROJECTION, TRAINED
 from vidtune.models.video_llama.network import VideoLlama
 from vidtune.models.video_llama.sizes import Sizes
 
+LLM = "llama-2-7b-chat-hf"
+VIT = "eva_vit_g.pth"
+BLIP2_FILE = "blip2_pretrained_flant5xxl.pth"
+CKPT = "VL_LLaMA_2_7B_Pretrained.pth"
+CKPT_2 = "AL_LLaMA_2_7B_Pretrained.pth"
+"""Names of the published files (7B)."""
+
 log = logging.getLogger(__name__)
 
 _POSITIONS = "vision.vit.embeddings.position_embedding"
@@ -31,7 +38,7 @@ _BRANCHES = (("video_qformer", "projection"), ("audio_qformer", "audio_projectio
 
 def build_network(
     path: str,
-    llm: str = "llama-2-7b-chat-hf",
+    llm: str = LLM,
     dtype: str = "float32",
     attention: str = PACKED_SDPA,
     vision_attention: str = "sdpa",
@@ -80,9 +87,9 @@ def build_from_config(
 def load_weights(
     network: VideoLlama,
     path: str,
-    llm: str = "llama-2-7b-chat-hf",
-    vit: str = "eva_vit_g.pth",
-    blip2: str = "blip2_pretrained_flant5xxl.pth",
+    llm: str = LLM,
+    vit: str = VIT,
+    blip2: str = BLIP2_FILE,
     llama_proj_model: str | None = None,
     ckpt: str | None = None,
     ckpt_2: str | None = None,
@@ -123,11 +130,11 @@ def load_weights(
 def export_weights(
     network: VideoLlama,
     folder: Path,
-    llm: str = "llama-2-7b-chat-hf",
-    vit: str = "eva_vit_g.pth",
-    blip2: str = "blip2_pretrained_flant5xxl.pth",
-    ckpt: str = "VL_LLaMA_2_7B_Finetuned.pth",
-    ckpt_2: str = "AL_LLaMA_2_7B_Finetuned.pth",
+    llm: str = LLM,
+    vit: str = VIT,
+    blip2: str = BLIP2_FILE,
+    ckpt: str = CKPT,
+    ckpt_2: str = CKPT_2,
 ) -> None:
     """Write the files that ``load_weights`` reads, names and nesting as the original's.
 

@@ -1,0 +1,113 @@
+"""A seeded random Video-LLaMA small enough for a CPU, as the files that the original loads."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from sentencepiece import SentencePieceTrainer
+from torch import nn
+from transformers import LlamaConfig
+
+from vidtune.models.video_llama.network import VideoLlama
+from vidtune.models.video_llama.processor import load_tokenizer
+from vidtune.models.video_llama.sizes import Sizes
+from vidtune.models.video_llama.weights import LLM, VIT, build_from_config, export_weights
+
+SIZES = Sizes(
+    image_size=56,
+    patch_size=14,
+    vit_width=48,
+    vit_layers=2,
+    vit_heads=4,
+    vit_mlp=96,
+    qformer_width=48,
+    qformer_layers=2,
+    qformer_heads=4,
+    qformer_mlp=96,
+    num_queries=8,
+    num_video_queries=8,
+    audio_width=32,
+)
+WIDTH = 64
+_NUM_PIECES = 420
+_STD = 0.15
+"""Standard deviation of the weights: with 0.02 the Q-Formers, normalised after every layer, pass almost nothing on."""
+_TEXT = (
+    "What is the action shown in the displayed video. The video contains 8 frames sampled at 0.0, 0.1, 0.2 seconds.",
+    "Follow the instructions and explain what the person does: fall down, lying down, sit down, stand up, walking.",
+    "Which shape is shown? How many circles, squares and triangles are there? Which colour came first, red or blue?",
+    "In which direction does it move: left, right, up or down? ### Human: Is this it? ### Assistant: Yes. No.",
+    "[INST] <<SYS>> <</SYS>> [/INST] <Video></Video> <Image></Image> 0 1 2 3 4 5 6 7 8 9 ( ) ! ; ' \" - J K Q X Z",
+    "j k q x z A B C D",
+)
+
+
+def write_tiny_checkpoint(folder: Path, seed: int = 0) -> None:
+    """All files, the audio branch's included, with a tokenizer that reads any text.
+
+    Args:
+        folder: created where it does not exist.
+        seed: of all weights.
+    """
+    config = LlamaConfig(
+        vocab_size=_NUM_PIECES,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_from_config(config, audio_branch=True, sizes=SIZES)
+        _randomize(network)
+        export_weights(network, folder)
+        _add_last_block(folder / VIT)
+    (folder / LLM / "tokenizer.model").write_bytes(_train_tokenizer())
+    load_tokenizer(str(folder / LLM)).save_pretrained(str(folder / LLM))
+
+
+def _randomize(network: VideoLlama) -> None:
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_norm = isinstance(module, nn.LayerNorm) or "RMSNorm" in type(module).__name__
+            if is_norm and name == "weight":
+                nn.init.ones_(parameter)
+            elif parameter.ndim < 2:
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=_STD)
+
+
+def _add_last_block(file: Path) -> None:
+    """The ViT file holds one block more than is used, as the published one."""
+    state = torch.load(file, weights_only=True)
+    last = {
+        name.replace("blocks.0.", f"blocks.{SIZES.vit_layers}."): torch.randn_like(tensor)
+        for name, tensor in state.items()
+        if name.startswith("blocks.0.")
+    }
+    torch.save(state | last, file)
+
+
+def _train_tokenizer() -> bytes:
+    """A SentencePiece BPE model with byte fallback, as LLaMA's; newline is no piece of its own."""
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(_TEXT),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=_NUM_PIECES,
+        byte_fallback=True,
+        character_coverage=1.0,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
