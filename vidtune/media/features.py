@@ -11,14 +11,19 @@ from safetensors import SafetensorError, safe_open
 from vidtune.contracts import MediaInfo, MediaRef
 from vidtune.media.container import check_regular_file
 from vidtune.media.errors import MediaError
+from vidtune.media.legacy_pickle import load_pickled_array
 
 FEATURES = "features"
 """Name of the (T, A) float tensor; metadata ``fps`` says how many rows make a second, 1 where it is missing."""
 
 
 def is_features(path: str) -> bool:
-    """A ``.safetensors`` file."""
-    return os.path.splitext(path)[1].lower() == ".safetensors"
+    """A ``.safetensors`` file, or an array that an older project pickled."""
+    return os.path.splitext(path)[1].lower() == ".safetensors" or _is_pickled(path)
+
+
+def _is_pickled(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() == ".pkl"
 
 
 def probe_features(path: str) -> MediaInfo:
@@ -27,6 +32,9 @@ def probe_features(path: str) -> MediaInfo:
     Raises:
         MediaError: missing, damaged, or without a (T, A) tensor ``features``.
     """
+    if _is_pickled(path):
+        count, width = load_pickled_array(path).shape
+        return MediaInfo(MediaRef(path), count, 1.0, float(count), 1, width)
     with _open(path) as handle:
         count, width = _shape(handle, path)
         fps = float((handle.metadata() or {}).get("fps", 1.0))
@@ -39,13 +47,22 @@ def read_features(path: str, wanted: Sequence[int]) -> Iterator[tuple[int, np.nd
     Raises:
         MediaError: as ``probe_features``, or an index beyond the last row.
     """
+    if _is_pickled(path):
+        array = load_pickled_array(path).astype(np.float32)
+        yield from ((index, array[_within(index, len(array), path)]) for index in wanted)
+        return
     with _open(path) as handle:
         count, _ = _shape(handle, path)
         rows = handle.get_slice(FEATURES)
         for index in wanted:
-            if index >= count:
-                raise MediaError(path, f"row {index} was asked for but there are {count}")
+            index = _within(index, count, path)
             yield index, rows[index : index + 1][0].float().numpy()
+
+
+def _within(index: int, count: int, path: str) -> int:
+    if index >= count:
+        raise MediaError(path, f"row {index} was asked for but there are {count}")
+    return index
 
 
 def _open(path: str) -> safe_open:
