@@ -7,9 +7,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vidtune.contracts import MediaInfo, MediaRef, Message, UserError
+from vidtune.data.media_source import MediaSource
 from vidtune.data.rows import PackedRow, pad_prompts
+from vidtune.media.legacy_pickle import convert_pickled_features
 from vidtune.models.video_chatgpt.processor import VideoChatGPTProcessor
 from vidtune.models.video_chatgpt.tiny import write_tiny_checkpoint
 from vidtune.models.video_chatgpt.weights import build_network, load_weights
@@ -118,6 +121,31 @@ def test_features_may_enter_in_place_of_pixels(processor, network):
     cached.media[0].tensors = {"values": made["values"][:, :-1]}
     with pytest.raises(ValueError, match="another model"):
         network(cached)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".safetensors"])
+def test_feature_files_of_the_original_train_like_their_videos(processor, network, tmp_path, suffix):
+    samples = [[encode(processor, "What is shown?", "A circle.", "head")]]
+    from_video, from_file = batch_of(processor, samples), batch_of(processor, samples)
+    values = network.features(from_video.media)[0]["values"].numpy()
+    (tmp_path / "v_a.pkl").write_bytes(pickle.dumps(values))
+    convert_pickled_features(tmp_path, tmp_path)
+    source = MediaSource(processor)
+    media_plan = source.plan(MediaRef(str(tmp_path / f"v_a{suffix}")), 0, "train")
+    assert media_plan.spans == samples[0][0].plans[0].spans
+    from_file.media = [source.load(media_plan)]
+    assert torch.equal(network(from_video).nll, network(from_file).nll)
+
+
+def test_features_of_another_model_are_refused_and_bad_files_are_noted(processor, network, tmp_path):
+    source = MediaSource(processor)
+    save_file({"features": torch.ones(72, 31)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(UserError, match="72 x 31 instead of 72 x 32"):
+        source.plan(MediaRef(str(tmp_path / "foreign.safetensors")), 0, "train")
+    (tmp_path / "bad.pkl").write_bytes(b"no pickle")
+    item = source.load(source.plan(MediaRef(str(tmp_path / "bad.pkl")), 0, "train"))
+    assert len(source.known_bad) == 1
+    assert item.stage == "features" and item.tensors["values"].shape == (72, 32)
 
 
 def test_a_trained_tower_gets_gradients_in_full_precision(processor, network):

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidtune.contracts import IGNORE, Encoded, MediaInfo, MediaItem, MediaPlan, Message, Preset, UserError, VisualSpan
+from vidtune.media.features import is_features
 from vidtune.media.sampling import Short, fit_short, get_sampling
 from vidtune.models.loading import resolve_folder
 from vidtune.models.processor import BaseProcessor
-from vidtune.models.video_chatgpt.feature_files import FEATURE_SUFFIXES, load_feature_file
 from vidtune.models.video_chatgpt.tokenizer import VIDEO_END, VIDEO_START, VIDEO_TOKENS, load_tokenizer
 from vidtune.text.encode import encode_conversation, render_conversation, truncate
 from vidtune.text.templates import ChatTemplate, Part
@@ -99,26 +99,44 @@ class VideoChatGPTProcessor(BaseProcessor):
     # ------------------------------------------------------------------ media
 
     def plan_media(self, info: MediaInfo, rng: np.random.Generator, preset: Preset) -> MediaPlan:
-        """Frames and the one block of positions; a feature file brings its block ready and needs no frames."""
+        """Frames and the one block of positions; of a feature file all rows, which are that block.
+
+        Raises:
+            UserError: audio, or features of another model.
+        """
         if info.ref.kind == "audio":
             raise UserError(f"{info.ref.path}: Video-ChatGPT takes videos and images, not audio.")
-        indices: tuple[int, ...] = ()
-        if Path(info.ref.path).suffix not in FEATURE_SUFFIXES:
+        if is_features(info.ref.path):
+            num_placeholders = self.num_temporal + self.num_patches
+            self._check_features(info, num_placeholders)
+            indices = tuple(range(num_placeholders))
+        else:
             count = 1 if info.ref.kind == "image" else self.num_frames
             chosen = self.sample(info.num_frames, count, info.fps, rng)
             indices = tuple(fit_short(chosen, info.num_frames, count, self.short))
-        span = VisualSpan(max(len(indices), self.num_temporal) + self.num_patches, (self.start_id,), (self.end_id,))
+            num_placeholders = max(len(indices), self.num_temporal) + self.num_patches
+        span = VisualSpan(num_placeholders, (self.start_id,), (self.end_id,))
         return MediaPlan(info, indices, tuple(index / info.fps for index in indices), (span,))
 
     def load_media(self, plan: MediaPlan, frames: Iterable[np.ndarray]) -> MediaItem:
         """``pixel_values`` (T, 3, H, W) float16; of a feature file ``values`` (N, C) float16 at stage ``features``."""
-        path, kind = Path(plan.info.ref.path), plan.info.ref.kind
-        if path.suffix in FEATURE_SUFFIXES:
-            values = load_feature_file(path, plan.num_placeholders, self.feature_width)
-            return MediaItem(kind, {"values": values}, plan.num_placeholders, path.name, "features")
+        kind, name = plan.info.ref.kind, Path(plan.info.ref.path).name
+        if is_features(plan.info.ref.path):
+            # What stands for an unreadable file are frames, whatever the file should have held.
+            rows = [torch.from_numpy(row) if row.ndim == 1 else torch.zeros(self.feature_width) for row in frames]
+            return MediaItem(kind, {"values": torch.stack(rows).half()}, plan.num_placeholders, name, "features")
         # Rounded to half precision: the original hands its tower half-precision pixels in every path.
         pixels = [normalize(resize_nearest(frame, self.image_size)).half() for frame in frames]
-        return MediaItem(kind, {"pixel_values": torch.stack(pixels)}, plan.num_placeholders, path.name)
+        return MediaItem(kind, {"pixel_values": torch.stack(pixels)}, plan.num_placeholders, name)
+
+    def _check_features(self, info: MediaInfo, num_rows: int) -> None:
+        found, expected = (info.num_frames, info.width), (num_rows, self.feature_width)
+        if info.exact and found != expected:
+            raise UserError(
+                f"{info.ref.path}: features of another model, {found[0]} x {found[1]} instead of {expected[0]} x "
+                f"{expected[1]}. Point data.root to features of this model, or set model.processor.num_temporal and "
+                f"model.processor.feature_width to theirs."
+            )
 
     def dummy_media(self) -> MediaItem:
         pixels = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.float16)
