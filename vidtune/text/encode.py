@@ -128,19 +128,20 @@ def truncate(encoded: Encoded, max_length: int, name: str) -> Encoded:
 def _pieces(
     messages: Sequence[Message], plans: Sequence[MediaPlan], template: ChatTemplate, generation: bool
 ) -> list[_Text | VisualSpan]:
-    """Every part and every content as a piece of its own."""
+    """Every part and every content as a piece of its own; a span cuts a content, a border between strings does not."""
     queue = iter(plans)
     pieces: list[_Text | VisualSpan] = []
 
-    def emit(text: str, train: bool) -> None:
+    def text_piece(text: str, train: bool) -> _Text:
         piece = _Text()
         piece.add(text, train)
-        pieces.append(piece)
+        return piece
 
     for parts, message in _turns(messages, template, generation):
         for part in parts:
             before, marker, after = part.text.partition(CONTENT)
-            emit(before, part.train)
+            pieces.append(text_piece(before, part.train))
+            content: list[_Text | VisualSpan] = []
             for item in message.content if marker else ():
                 if isinstance(item, MediaRef):
                     plan = next(queue, None)
@@ -148,12 +149,13 @@ def _pieces(
                         raise UserError(f"{item.path}: the conversation holds more media than plans ({len(plans)}).")
                     for element in plan.content:
                         if isinstance(element, VisualSpan):
-                            pieces.append(element)
+                            content.append(element)
                         else:
-                            emit(element, part.train)
+                            content.append(text_piece(element, part.train))
                 else:
-                    emit(item.strip() if template.strip_content else item, part.train)
-            emit(after, part.train)
+                    content.append(text_piece(item.strip() if template.strip_content else item, part.train))
+            pieces += _join(content, cut_at_supervision=False)
+            pieces.append(text_piece(after, part.train))
     left_over = sum(1 for _ in queue)
     if left_over:
         raise UserError(f"{left_over} of {len(plans)} media do not stand in the conversation.")

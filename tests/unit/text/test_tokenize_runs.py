@@ -52,3 +52,12 @@ def test_a_prompt_for_generation_is_the_beginning_of_the_training_row(tokenizer)
     row = encode_conversation(messages, (), tokenizer, template)
     prompt = encode_conversation(messages, (), tokenizer, template, generation=True)
     assert row.input_ids[: prompt.num_tokens] == prompt.input_ids
+
+
+@pytest.mark.parametrize("tokenize", ["joint", "runs", "parts"])
+def test_a_message_reads_the_same_however_its_text_is_cut_into_strings(tokenizer, tokenize):
+    whole = (Message("user", ("\nb",)), Message("assistant", ("b",)))
+    pieces = (Message("user", ("\n", "", "b")), Message("assistant", ("b",)))
+    template = _template(tokenize)
+    expected = encode_conversation(whole, (), tokenizer, template)
+    assert encode_conversation(pieces, (), tokenizer, template) == expected
