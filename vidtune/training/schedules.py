@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -13,8 +12,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from vidtune.contracts import UserError
 from vidtune.text.templates import lookup
-
-Factor = Callable[[int], float]
 
 
 def cosine(step: int, *, total_steps: int, warmup_steps: int, min_ratio: float) -> float:
@@ -41,6 +38,14 @@ def linear(step: int, *, total_steps: int, warmup_steps: int, min_ratio: float) 
     return 1 - (1 - min_ratio) * progress
 
 
+def ramped_cosine(step: int, *, total_steps: int, warmup_steps: int, min_ratio: float) -> float:
+    """Linear over the warm-up from 1 / ``warmup_steps`` in the first step to 1 in its last, then half a cosine that
+    starts at 1 again. XTuner's fine-tuner; no step trains at rate 0."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return cosine(step, total_steps=total_steps, warmup_steps=warmup_steps, min_ratio=min_ratio)
+
+
 def restarting_cosine(
     step: int, *, total_steps: int, warmup_steps: int, min_ratio: float, start_ratio: float = 0.0, epoch_steps: int
 ) -> float:
@@ -57,7 +62,14 @@ def restarting_cosine(
     return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total_steps)))
 
 
-SCHEDULES = {"cosine": cosine, "constant": constant, "linear": linear, "restarting_cosine": restarting_cosine}
+SCHEDULES = {
+    "cosine": cosine,
+    "constant": constant,
+    "linear": linear,
+    "ramped_cosine": ramped_cosine,
+    "restarting_cosine": restarting_cosine,
+}
+_ROUNDING = {"up": math.ceil, "down": math.floor}
 
 
 def build_schedule(
@@ -67,7 +79,9 @@ def build_schedule(
     name: str,
     warmup_steps: int | None = None,
     warmup_ratio: float | None = None,
+    warmup_rounding: str = "up",
     min_ratio: float = 0.0,
+    min_lr: float | None = None,
     **options: Any,
 ) -> LambdaLR:
     """A scheduler that is stepped once per optimizer step.
@@ -75,8 +89,10 @@ def build_schedule(
     Args:
         total_steps: optimizer steps of the run.
         name: key of ``SCHEDULES``.
-        warmup_steps, warmup_ratio: one of them; the ratio is of ``total_steps``, rounded up.
+        warmup_steps, warmup_ratio: one of them; the ratio is of ``total_steps``.
+        warmup_rounding: of that share to steps, ``up`` (transformers) or ``down``.
         min_ratio: floor, as a share of the learning rate.
+        min_lr: floor as a learning rate, the same for all groups; takes the place of ``min_ratio``.
         options: further arguments of that schedule.
 
     Raises:
@@ -84,12 +100,13 @@ def build_schedule(
     """
     if warmup_steps is not None and warmup_ratio is not None:
         raise UserError("optim.schedule: set warmup_steps or warmup_ratio, not both (the other one to null).")
-    warmup = warmup_steps if warmup_steps is not None else math.ceil((warmup_ratio or 0.0) * total_steps)
     policy = lookup(SCHEDULES, name, "schedule", "optim.schedule.name")
-    arguments = {"total_steps": total_steps, "warmup_steps": warmup, "min_ratio": min_ratio, **options}
+    rounded = lookup(_ROUNDING, warmup_rounding, "rounding", "optim.schedule.warmup_rounding")
+    warmup = warmup_steps if warmup_steps is not None else rounded((warmup_ratio or 0.0) * total_steps)
+    arguments = {"total_steps": total_steps, "warmup_steps": warmup, **options}
     try:
-        signature(policy).bind(0, **arguments)
+        signature(policy).bind(0, min_ratio=min_ratio, **arguments)
     except TypeError as error:
         raise UserError(f"optim.schedule: {name!r} and its options {sorted(options)} do not fit: {error}.") from error
-    factor: Any = partial(policy, **arguments)
-    return LambdaLR(optimizer, factor)
+    floors = [min_ratio if min_lr is None else min_lr / group["lr"] for group in optimizer.param_groups]
+    return LambdaLR(optimizer, [partial(policy, min_ratio=floor, **arguments) for floor in floors])

@@ -23,7 +23,7 @@ CHECKED_BY = {
     "test_generation": ("chat_inputs.json", "expected_generation.json", "expected_batch_generation.json"),
     # Shared rooms read these from the golden folders themselves.
     "unit/media/test_sampling": ("sampling_requests.json", "expected_sampling.json"),
-    "unit/training": ("lr_requests.json", "expected_lr_schedule.json"),
+    "unit/training/test_warmup_and_floor": ("lr_requests.json", "expected_lr_schedule.json"),
     "unit/data/prepare": ("split_manifest.json", "split_ground_truth.json", "split_clips.json", "expected_split.json"),
 }
 
