@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
 from rich.logging import RichHandler
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -34,7 +35,8 @@ def start_logging(run_dir: Path | None = None) -> None:
         logger.removeHandler(handler)
         handler.close()
     logger.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)
-    logger.addHandler(RichHandler(show_path=False, show_time=False, markup=False))
+    # To stderr: what a verb answers on stdout stays fit for a pipe.
+    logger.addHandler(RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False))
     if run_dir is not None and rank_zero_only.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(run_dir / "log.txt")
