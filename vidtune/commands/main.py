@@ -24,6 +24,8 @@ class Verb:
 
 VERBS = {
     "doctor": Verb("vidtune.commands.doctor", "what this machine has, what is broken, and what could be trained here"),
+    "chat": Verb("vidtune.commands.chat", "ask a model about a video"),
+    "predict": Verb("vidtune.commands.predict", "ask a model one question about many videos"),
 }
 
 

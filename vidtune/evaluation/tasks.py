@@ -46,7 +46,7 @@ class MultipleChoice(TaskBase):
             raise UserError(
                 f"{sample.source} sample {sample.sample_id!r}: task multiple_choice expects 2 to {len(LETTERS)} "
                 f"options with the answer's text among them; found options {list(sample.options)} and answer "
-                f"{sample.answer!r}. Choose eval.task=open_answer, or correct the annotation."
+                f"{sample.answer!r}. Choose data.task.name=open_answer, or correct the annotation."
             )
 
     def parse(self, sample: Sample, text: str) -> str | None:
@@ -83,7 +83,7 @@ class ClosedSet(TaskBase):
         if self._cut(sample.answer) not in options:
             raise UserError(
                 f"{sample.source} sample {sample.sample_id!r}: answer {self._cut(sample.answer)!r} is none of the "
-                f"{len(options)} possible ones {list(options)[:20]}. Task closed_set takes eval.task.labels, or each "
+                f"{len(options)} possible ones {list(options)[:20]}. Task closed_set takes data.task.labels, or each "
                 "sample's options where that is empty."
             )
 
@@ -175,11 +175,11 @@ def build_task(name: str, **options: Any) -> Task:
         UserError: no such task, or it has no such option.
     """
     if name not in TASKS:
-        raise UserError(f"eval.task: no task {name!r}; there are {sorted(TASKS)}.")
+        raise UserError(f"data.task.name: no task {name!r}; there are {sorted(TASKS)}.")
     known = [item.name for item in fields(TASKS[name])]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise UserError(f"eval.task: task {name!r} has no option {unknown[0]!r}; it has {known}.")
+        raise UserError(f"data.task: task {name!r} has no option {unknown[0]!r}; it has {known}.")
     return TASKS[name](**options)
 
 

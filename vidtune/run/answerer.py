@@ -1,0 +1,101 @@
+"""A model that is ready to be asked: weights, processor and media reader of one configuration."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from vidtune.checkpoint.trained import load_adapter, load_trained
+from vidtune.contracts import Processor, Sample
+from vidtune.data.media_source import MediaSource
+from vidtune.evaluation.answering import Answer, generate_answers, most_likely_options
+from vidtune.models.base import VideoLLM
+from vidtune.run.build import build_network, build_source, build_tuned_network
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Answerer:
+    """Answers samples under the ``infer`` preset; made by ``load_answerer``."""
+
+    cfg: DictConfig
+    network: VideoLLM
+    processor: Processor
+    source: MediaSource
+    device: torch.device
+
+    def generate(self, samples: Sequence[Sample], source: MediaSource | None = None) -> Iterator[Answer]:
+        """Greedy answers.
+
+        Args:
+            source: reads the media in place of the model's own reader.
+        """
+        with self._autocast():
+            yield from generate_answers(
+                self.network,
+                self.processor,
+                source or self.source,
+                samples,
+                batch_size=self.cfg.eval.batch_size,
+                max_new_tokens=self.cfg.eval.max_new_tokens,
+                num_workers=self.cfg.data.num_workers,
+                device=self.device,
+            )
+
+    def most_likely(self, samples: Sequence[Sample], source: MediaSource | None = None) -> Iterator[Answer]:
+        """The option with the highest likelihood; see ``generate`` for ``source``."""
+        with self._autocast():
+            yield from most_likely_options(
+                self.network,
+                self.processor,
+                source or self.source,
+                samples,
+                num_workers=self.cfg.data.num_workers,
+                device=self.device,
+            )
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.cfg.hardware.precision
+        dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=precision != "32-true")
+
+
+def load_answerer(
+    cfg: DictConfig, processor: Processor, checkpoint: Path | None = None, adapter: str | None = None
+) -> Answerer:
+    """Build the network on its device and load its weights.
+
+    Args:
+        checkpoint: of a run whose recipe ``cfg`` holds; None for a model as published.
+        adapter: PEFT folder for a model without a checkpoint.
+
+    Raises:
+        UserError: weights are missing or do not fit.
+    """
+    if checkpoint is not None:
+        network, _ = build_tuned_network(cfg)
+        log.info("%s, trained for %d steps", checkpoint, load_trained(network, checkpoint))
+    else:
+        network = build_network(cfg)
+        if adapter:
+            load_adapter(network, Path(adapter))
+    network.requires_grad_(False)
+    network.eval()
+    if cfg.hardware.num_threads:
+        torch.set_num_threads(cfg.hardware.num_threads)
+    device = _device(cfg.hardware.accelerator)
+    return Answerer(cfg, network.to(device), processor, build_source(cfg, processor), device)
+
+
+def _device(accelerator: str) -> torch.device:
+    """The GPU of this process, or the CPU."""
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
