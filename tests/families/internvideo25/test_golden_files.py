@@ -21,7 +21,7 @@ CHECKED_BY = {
     "test_stages": ("expected.safetensors", "probe_inputs.safetensors"),
     "test_losses": ("expected_scalars.json", "expected_packed.json", "expected_grads.json"),
     "test_generation": ("chat_inputs.json", "expected_generation.json", "expected_batch_generation.json"),
-    # Shared rooms read these from the golden folders themselves.
+    # Sampling, schedule and data set belong to shared code; the tests beside it read the same golden folders.
     "unit/media/test_sampling": ("sampling_requests.json", "expected_sampling.json"),
     "unit/training/test_warmup_and_floor": ("lr_requests.json", "expected_lr_schedule.json"),
     "unit/data/prepare": ("split_manifest.json", "split_ground_truth.json", "split_clips.json", "expected_split.json"),
