@@ -9,7 +9,9 @@ import numpy as np
 from tests.families.nvila.cases import CASES, cases_with, collapse, refuses
 from vidtune.contracts import IGNORE, MediaInfo, MediaPlan, MediaRef, Message, VisualSpan
 from vidtune.media.sampling import get_sampling
+from vidtune.models.nvila.processor import NVILAProcessor
 from vidtune.models.nvila.tiling import choose_grid, choose_pyramid_grid, num_tiles, pyramid_grids
+from vidtune.models.nvila.tiny import write_tiny_checkpoint
 from vidtune.text.encode import encode_conversation, render_conversation
 
 
@@ -129,3 +131,37 @@ def test_frames_are_those_that_the_original_reads(case):
         wanted = row["num_video_frames"]
         indices = get_sampling("linspace")(row["total_frames"], wanted, 1.0, np.random.default_rng(0))
         assert indices == row["indices"]
+
+
+# Width, height, tokens of Lite, tokens of base: counted on the original's own functions.
+_BUDGET = [
+    (448, 448, 123, 2305),
+    (224, 224, 123, 2305),
+    (640, 360, 369, 3073),
+    (1920, 1080, 1107, 3073),
+    (160, 120, 1599, 3073),
+    (360, 640, 369, 2561),
+    (1080, 1920, 1107, 2561),
+    (900, 300, 492, 3073),
+    (1000, 1000, 1230, 2305),
+]
+
+
+def test_pictures_and_frames_of_the_full_size_models_cost_what_the_originals_cost(tmp_path):
+    write_tiny_checkpoint(tmp_path)
+    lite = NVILAProcessor(str(tmp_path))
+    base = NVILAProcessor(str(tmp_path), image_mode="dynamic_s2", fold=2)
+
+    def tokens(processor: NVILAProcessor, ref: MediaRef, num_frames: int, width: int, height: int) -> int:
+        info = MediaInfo(ref, num_frames, 1.0, float(num_frames), height, width)
+        content = processor.plan_media(info, np.random.default_rng(0), "train").content
+        return sum(part.num_tokens if isinstance(part, VisualSpan) else len(part) for part in content)
+
+    for width, height, lite_tokens, base_tokens in _BUDGET:
+        image = MediaRef("picture", "image")
+        assert tokens(lite, image, 1, width, height) == lite_tokens
+        assert tokens(base, image, 1, width, height) == base_tokens
+        whole = MediaRef("picture", "image", tiled=False)
+        assert (tokens(lite, whole, 1, width, height), tokens(base, whole, 1, width, height)) == (122, 257)
+    video = MediaRef("video")
+    assert (tokens(lite, video, 100, 640, 480), tokens(base, video, 100, 640, 480)) == (976, 2056)

@@ -104,6 +104,17 @@ def test_cached_features_give_the_same_tokens_as_pixels(case):
         assert torch.equal(case.network.encode_media(stored), direct)
 
 
+@CASES
+def test_frozen_bfloat16_weights_and_a_float32_projector_train_together(case):
+    network = copy.deepcopy(case.network).bfloat16()
+    network.requires_grad_(False)
+    network.connector.float().requires_grad_(True)
+    loss = network(case.batch).nll.sum() / case.batch.normalizer
+    loss.backward()
+    assert loss.item() == pytest.approx(case.expected["loss"], abs=0.1)
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in network.connector.parameters())
+
+
 # ------------------------------------------------------------------------------------------------- processor
 
 

@@ -68,8 +68,8 @@ class Projector(nn.Module):
         self.layers = nn.Sequential(*layers, nn.GELU(), nn.Linear(out_width, out_width))
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(B, P, in_width) to (B, G*G, out_width)."""
-        return self.layers(patches)
+        """(B, P, in_width) to (B, G*G, out_width), in the dtype of the weights: a frozen tower may run in another."""
+        return self.layers(patches.to(self.layers[1].weight.dtype))
 
 
 def stack_scales(tiles: Tensor, scales: Sequence[int], grid: tuple[int, int]) -> Tensor:
