@@ -48,11 +48,6 @@ class NVILAConfig:
         """Channels that enter the projector."""
         return self.vision.hidden_size * max(1, len(self.scales))
 
-    @property
-    def grid(self) -> int:
-        """Patches along one side of a tile."""
-        return self.vision.image_size // self.vision.patch_size
-
 
 def resolve_checkpoint(path: str) -> Path:
     """The folder that holds ``llm/``; a training output of the original keeps it one level down, in ``model/``.

@@ -69,7 +69,7 @@ class Projector(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, P, in_width) to (B, G*G, out_width), in the dtype of the weights: a frozen tower may run in another."""
-        return self.layers(patches.to(self.layers[1].weight.dtype))
+        return self.layers(patches.to(next(self.parameters()).dtype))
 
 
 def stack_scales(tiles: Tensor, scales: Sequence[int], grid: tuple[int, int]) -> Tensor:
