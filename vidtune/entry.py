@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import hydra
@@ -44,7 +45,8 @@ def run_task(task: Task, config_path: str, config_name: str) -> dict[str, float]
     except UserError as error:
         _fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        _fail(_explain(error, schema.TrainConfig if config_name == "train" else schema.EvaluateConfig))
+        root = schema.TrainConfig if config_name == "train" else schema.EvaluateConfig
+        _fail(_explain(error, root, Path(config_path)))
     return result[0] if result else None
 
 
@@ -61,18 +63,28 @@ def _fail(message: str) -> None:
     raise SystemExit(1)
 
 
-def _explain(error: Exception, root: type) -> str:
+def _explain(error: Exception, root: type, conf: Path) -> str:
     """Hydra's message in one piece, and the nearest valid key where one was mistyped."""
     causes, current = [], error
     while current is not None:
         causes.append(" ".join(str(current).split()))
         current = current.__cause__  # type: ignore[assignment]
     message = max(causes, key=lambda text: "Key '" in text) if causes else str(error)
-    if found := re.search(r"Key '([^']+)' is? ?not in '?([^' ]*)", message):
-        near = get_close_matches(found[1], _keys(root), n=1)
+    if found := re.search(r"Key '([^']+)' (?:is )?not in", message):
+        near = get_close_matches(found[1], _known_keys(root, conf), n=1)
         if near:
             message += f" Did you mean {near[0]!r}?"
+    if found := re.search(r"Missing mandatory value: (\S+)", message):
+        message = f"{found[1]} is not set; set {found[1]}=... on the command line."
     return message
+
+
+def _known_keys(root: type, conf: Path) -> set[str]:
+    """Names of the schema, and of everything that a file in ``conf`` sets."""
+    names = set(_keys(root))
+    for file in conf.rglob("*.yaml"):
+        names.update(re.findall(r"(?:^|[\s{])(\w+):(?=\s)", file.read_text()))
+    return names
 
 
 def _keys(node: type) -> list[str]:

@@ -130,5 +130,3 @@ def test_loading_reports_missing_and_unexpected_tensors_together(family: Family)
     tensors["stranger"] = tensors.pop(name)
     with pytest.raises(ValueError, match=r"1 missing.*1 unexpected: stranger"):
         load_tensors(family.network, tensors.items(), "a checkpoint")
-
-

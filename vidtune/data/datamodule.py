@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
@@ -187,9 +188,9 @@ class VideoDataModule(L.LightningDataModule):
     def _plan_validation(self) -> Planner | None:
         samples = self.reader(self.val_split) if self.val_split else []
         if self.val_samples and len(samples) > self.val_samples:
-            # Evenly over the file, and the same in every run.
-            stride = len(samples) / self.val_samples
-            samples = [samples[int(i * stride)] for i in range(self.val_samples)]
+            # At random over the file, in file order, and the same in every run.
+            chosen = np.random.default_rng(0).choice(len(samples), self.val_samples, replace=False)
+            samples = [samples[i] for i in sorted(chosen)]
         if not samples:
             return None
         self.val_samples_list, sizes, _ = self._measure(samples)

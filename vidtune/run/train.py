@@ -102,7 +102,8 @@ def _new_run_dir(cfg: DictConfig) -> Path:
     if set(name) & set("=,[]{}'\"") or "/" in name:
         raise UserError(f"run_name={name!r}: a run's name must hold no = , / brackets or quotes; it becomes a folder.")
     run_dir = Path(cfg.paths.runs_dir) / name
-    if (run_dir / "config.yaml").exists():
+    # Without a checkpoint nothing can be lost: a run that failed before its first one may be started again.
+    if any(checkpoint_folder(run_dir).glob("*")) or (run_dir / "summary.json").exists():
         raise UserError(
             f"run_name={name}: {run_dir} holds a run already. Choose another run_name, remove the folder, or go on "
             f"with it: resume={run_dir}."

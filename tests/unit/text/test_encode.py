@@ -88,7 +88,7 @@ def test_a_token_that_ends_in_the_answer_is_supervised_and_one_that_leaves_it_is
     template = ChatTemplate(user=(Part("{content}"),), assistant=(Part("{content}", train=True),), generation=())
     encoded = encode_conversation(conversation("a", "bc"), [], PairTokenizer(), template)
     assert encoded.labels == [ord("a"), ord("c")]
-    after = ChatTemplate(**{**template.__dict__, "assistant": (Part("{content}", train=True), Part(".")) })
+    after = ChatTemplate(**{**template.__dict__, "assistant": (Part("{content}", train=True), Part("."))})
     with pytest.raises(UserError, match="begins in supervised"):
         encode_conversation(conversation("ab", "c"), [], PairTokenizer(), after)
 

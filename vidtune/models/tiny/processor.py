@@ -31,7 +31,8 @@ class TinyProcessor(BaseProcessor):
 
     templates: ClassVar = {
         "question_answer": ChatTemplate(
-            user=(Part("{content}"),),
+            # A word has one id wherever it stands: with the space before it, in questions and in answers.
+            user=(Part(" {content}"),),
             assistant=(Part(" {content}", train=True), Part(END, train=True)),
             generation=(),
         )
@@ -48,7 +49,9 @@ class TinyProcessor(BaseProcessor):
         train_template: str = "question_answer",
         infer_template: str = "question_answer",
     ) -> None:
-        super().__init__(PreTrainedTokenizerFast.from_pretrained(tokenizer_path), train_template, infer_template, max_length)
+        super().__init__(
+            PreTrainedTokenizerFast.from_pretrained(tokenizer_path), train_template, infer_template, max_length
+        )
         self.num_frames, self.sampling, self.short, self.image_size = num_frames, sampling, short, image_size
 
     def plan_media(self, info: MediaInfo, rng: np.random.Generator, preset: Preset) -> MediaPlan:
