@@ -49,6 +49,7 @@ class MediaRef:
         kind: what the model should take it for.
         start_s, end_s: segment of a longer video in seconds; ``None`` means its start or end.
         tiled: a model that cuts images into tiles may do so with this one. Some data sets ask for whole images.
+        num_frames, sampling: this data set's own frame count and policy in a mixture; None for those of the model.
     """
 
     path: str
@@ -56,12 +57,20 @@ class MediaRef:
     start_s: float | None = None
     end_s: float | None = None
     tiled: bool = True
+    num_frames: int | None = None
+    sampling: str | None = None
+
+    @property
+    def stretch(self) -> str:
+        """Names medium and segment, whatever is done with them; ledgers of bad media use it."""
+        segment = "" if self.start_s is None and self.end_s is None else f"#{self.start_s}-{self.end_s}"
+        return f"{self.path}{segment}"
 
     @property
     def key(self) -> str:
         """Names medium, segment and treatment; seeds the visual draws and keys the caches."""
-        segment = "" if self.start_s is None and self.end_s is None else f"#{self.start_s}-{self.end_s}"
-        return f"{self.path}{segment}{'' if self.tiled else '#whole'}"
+        frames = "" if self.num_frames is None and self.sampling is None else f"#{self.num_frames}x{self.sampling}"
+        return f"{self.stretch}{'' if self.tiled else '#whole'}{frames}"
 
 
 @dataclass(frozen=True)
@@ -281,7 +290,7 @@ class Batch:
     dummy_media: bool = False
     tokens_separate: int = 0
     bad_media: tuple[tuple[str, str], ...] = ()
-    """(path, reason) of media that could not be read; their samples carry weight 0."""
+    """(medium, reason) of media that could not be read, once for each sample of weight 0 on it."""
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy on ``device``; Lightning calls this to move a batch."""

@@ -42,7 +42,11 @@ class DataConfig:
     """One data set; see the comments in ``conf/data``."""
 
     name: str = MISSING
-    root: str = MISSING
+    root: str | None = MISSING
+    annotation: str | None = None
+    sets: str | None = None
+    registry: str | None = None
+    mixing: str | None = None
     reader: dict[str, Any] = field(default_factory=dict)
     prepare: dict[str, Any] | None = None
     num_frames: int = MISSING
@@ -62,6 +66,8 @@ class MediaConfig:
     backend: str = "auto"
     short: str | None = "repeat"
     max_bad_fraction: float = 0.01
+    deadline_s: float | None = 60.0
+    known_bad: str | None = None
 
 
 @dataclass

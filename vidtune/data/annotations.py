@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vidtune.contracts import UserError
+
+
+def find_annotation(root: Path, annotation: str, split: str) -> Path:
+    """The annotation file of a split: below ``root``, or as a path of its own where nothing lies there.
+
+    Args:
+        annotation: file name; ``{split}`` in it is filled in.
+    """
+    name = annotation.replace("{split}", split)
+    below = root / name
+    return below if below.exists() or not Path(name).is_file() else Path(name)
 
 
 def read_rows(path: Path, setting: str = "data.annotation") -> list[dict[str, Any]]:
@@ -22,7 +34,8 @@ def read_rows(path: Path, setting: str = "data.annotation") -> list[dict[str, An
     try:
         if path.suffix == ".jsonl":
             rows = []
-            for number, line in enumerate(text.splitlines(), start=1):
+            # Not ``splitlines``: JSON strings may hold U+2028 and its like as they are.
+            for number, line in enumerate(text.split("\n"), start=1):
                 if line.strip():
                     try:
                         rows.append(json.loads(line))
@@ -52,4 +65,28 @@ def required(row: Mapping[str, Any], key: str, where: str) -> Any:
 
 def media_path(root: Path, path: str) -> str:
     """Absolute path of a medium; absolute paths of a row win over the media folder."""
-    return str(root / path)
+    return str((root / path).absolute())
+
+
+def split_of(key: str, val_fraction: float, test_fraction: float) -> str:
+    """``train``, ``val`` or ``test`` by a hash of ``key``, so that adding a row never moves another.
+
+    Args:
+        key: what must stay together; the medium, for rows that ask about the same one.
+        val_fraction, test_fraction: shares of all keys, each at least 0, together below 1.
+    """
+    draw = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    if draw < test_fraction:
+        return "test"
+    return "val" if draw < test_fraction + val_fraction else "train"
+
+
+def check_fractions(val_fraction: float, test_fraction: float) -> None:
+    """Raises:
+    UserError: shares below 0, or nothing left to train on.
+    """
+    if val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction >= 1:
+        raise UserError(
+            f"data.reader.val_fraction={val_fraction} and test_fraction={test_fraction} leave nothing to train on; "
+            f"they must be at least 0 and their sum below 1."
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,6 +17,7 @@ from vidtune.contracts import Batch, Processor, Sample, UserError
 from vidtune.data.media_source import MediaSource
 from vidtune.data.planner import Planner, Reduction, RowPlan
 from vidtune.data.rows import Encoder, RowBuilder
+from vidtune.data.sizes import measure
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +104,9 @@ class VideoDataModule(L.LightningDataModule):
         limit: first samples of the training split only; None for all.
         num_workers: data workers per process.
         seed: of the shuffle and the validation subset.
+        max_bad_fraction: share of the training media whose headers may be unreadable.
+        sizes_dir: folder of measured token lengths; None measures anew.
+        processor_digest: of ``vidtune.data.sizes``, with ``sizes_dir``.
     """
 
     def __init__(
@@ -122,6 +127,9 @@ class VideoDataModule(L.LightningDataModule):
         limit: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        max_bad_fraction: float = 1.0,
+        sizes_dir: Path | None = None,
+        processor_digest: str = "",
     ) -> None:
         super().__init__()
         self.reader, self.processor, self.source = reader, processor, source
@@ -130,6 +138,7 @@ class VideoDataModule(L.LightningDataModule):
         self.reduction: Reduction = reduction
         self.val_samples, self.limit, self.num_workers, self.seed = val_samples, limit, num_workers, seed
         self.encoder = Encoder(processor, source, "train")
+        self.max_bad_fraction, self.sizes_dir, self.processor_digest = max_bad_fraction, sizes_dir, processor_digest
         self._fixed_steps = steps
         self._planned = False
 
@@ -137,14 +146,15 @@ class VideoDataModule(L.LightningDataModule):
         """Read the annotations and plan; reads headers, no pixels. Called by ``run`` before any weight is loaded.
 
         Raises:
-            UserError: an empty set, or no row with a supervised token.
+            UserError: an empty set, no row with a supervised token, or too many unreadable media.
         """
         if self._planned:
             return
         samples = self.reader(self.train_split)[: self.limit]
         if not samples:
             raise UserError(f"split {self.train_split!r} holds no samples (data.limit={self.limit}).")
-        self.train_samples, sizes, self.without_target = self._measure(samples)
+        self.train_samples, sizes, self.without_target = self._measure(self._without_listed(samples))
+        self._check_headers()
         self.train_planner = Planner(
             sizes,
             global_batch_size=self.batch.global_batch_size,
@@ -161,7 +171,7 @@ class VideoDataModule(L.LightningDataModule):
     @property
     def num_media(self) -> int:
         """Distinct media of the training split."""
-        return len({ref.key for sample in self.train_samples for ref in sample.media})
+        return len({ref.stretch for sample in self.train_samples for ref in sample.media})
 
     def describe(self) -> str:
         """Sizes of the run in one line."""
@@ -173,7 +183,7 @@ class VideoDataModule(L.LightningDataModule):
 
     def _measure(self, samples: Sequence[Sample]) -> tuple[list[Sample], list, int]:
         """Sizes of the samples; those without any supervised token are left out and counted."""
-        sizes = [self.encoder.size(sample) for sample in samples]
+        sizes = measure(samples, self.encoder, self.sizes_dir, self.processor_digest)
         kept = [index for index, size in enumerate(sizes) if size.num_targets]
         if not kept:
             raise UserError(
@@ -185,6 +195,31 @@ class VideoDataModule(L.LightningDataModule):
             log.warning("%d of %d samples have no supervised token and are left out.", left_out, len(samples))
         return [samples[i] for i in kept], [sizes[i] for i in kept], len(samples) - len(kept)
 
+    def _without_listed(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Samples none of whose media the user listed as bad."""
+        bad = self.source.bad
+        kept = [sample for sample in samples if not any(bad.listed_reason(ref) for ref in sample.media)]
+        if len(kept) < len(samples):
+            log.warning(
+                "%d of %d samples are left out: media.known_bad lists their media.",
+                len(samples) - len(kept),
+                len(samples),
+            )
+        if not kept:
+            raise UserError("media.known_bad lists the media of every sample; nothing is left to train on.")
+        return kept
+
+    def _check_headers(self) -> None:
+        stretches = {ref.stretch for sample in self.train_samples for ref in sample.media}
+        bad = {name: reason for name, reason in self.source.bad.headers.items() if name in stretches}
+        if len(bad) > self.max_bad_fraction * len(stretches):
+            name, reason = next(iter(sorted(bad.items())))
+            raise UserError(
+                f"{len(bad)} of {len(stretches)} media cannot be opened, more than media.max_bad_fraction="
+                f"{self.max_bad_fraction:g} allows. First: {name} ({reason}). `vidtune check` lists all; repair or "
+                f"remove them, name its report in media.known_bad, or raise media.max_bad_fraction."
+            )
+
     def _plan_validation(self) -> Planner | None:
         samples = self.reader(self.val_split) if self.val_split else []
         if self.val_samples and len(samples) > self.val_samples:
@@ -193,7 +228,7 @@ class VideoDataModule(L.LightningDataModule):
             samples = [samples[i] for i in sorted(chosen)]
         if not samples:
             return None
-        self.val_samples_list, sizes, _ = self._measure(samples)
+        self.val_samples_list, sizes, _ = self._measure(self._without_listed(samples))
         rows = self.batch.accumulation * self.batch.processes
         return Planner(
             sizes,

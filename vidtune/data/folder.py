@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from pathlib import Path
 
 from vidtune.contracts import MediaRef, Message, Sample, UserError
+from vidtune.data.annotations import check_fractions, split_of
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".gif"}
 
@@ -37,11 +37,7 @@ class FolderReader:
     ) -> None:
         self.root, self.question, self.name = Path(root), question, name
         self.val_fraction, self.test_fraction, self.twin_suffixes = val_fraction, test_fraction, tuple(twin_suffixes)
-        if val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction >= 1:
-            raise UserError(
-                f"data.reader.val_fraction={val_fraction} and test_fraction={test_fraction} leave nothing to train on; "
-                f"they must be at least 0 and their sum below 1."
-            )
+        check_fractions(val_fraction, test_fraction)
 
     def __call__(self, split: str) -> list[Sample]:
         """Samples of a split, sorted by path.
@@ -94,11 +90,7 @@ class FolderReader:
         stem = path.stem
         for suffix in self.twin_suffixes:
             stem = stem.removesuffix(suffix)
-        digest = hashlib.sha256(f"{path.parent.name}/{stem}".encode()).digest()
-        draw = int.from_bytes(digest[:8], "big") / 2**64
-        if draw < self.test_fraction:
-            return "test"
-        return "val" if draw < self.test_fraction + self.val_fraction else "train"
+        return split_of(f"{path.parent.name}/{stem}", self.val_fraction, self.test_fraction)
 
 
 def class_label(folder: str) -> str:

@@ -37,7 +37,7 @@ class Encoder:
     def size(self, sample: Sample) -> SampleSize:
         """What the planner needs to know; reads headers, no pixels."""
         encoded = self(sample)
-        bad = any(ref.key in self.source.known_bad for ref in sample.media)
+        bad = any(ref.stretch in self.source.bad.headers for ref in sample.media)
         return SampleSize(
             encoded.num_tokens,
             encoded.num_targets,
@@ -76,8 +76,9 @@ class RowBuilder(Dataset):
             encoded = [self.encoder(self.samples[index], plan.epoch) for index in segment]
             media_plans = encoded[0].plans
             row.media += [self.source.load(media_plan) for media_plan in media_plans]
-            bad = [media_plan for media_plan in media_plans if media_plan.info.ref.key in self.source.known_bad]
-            row.bad_media += [(item.info.ref.key, self.source.known_bad[item.info.ref.key]) for item in bad]
+            refs = [media_plan.info.ref for media_plan in media_plans]
+            bad = [(ref.stretch, reason) for ref in refs if (reason := self.source.bad.reason(ref))]
+            row.bad_media += [] if plan.filler else bad * len(segment)
             factors = [0.0 if bad or plan.filler else self.samples[index].weight for index in segment]
             row.add_segment(number, encoded, factors, [self.samples[i].sample_id for i in segment], self.reduction)
         return row.batch(plan.normalizer, self.source.processor)

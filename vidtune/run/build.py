@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vidtune.contracts import Processor
+from vidtune.data.bad_media import BadMedia, read_known_bad
 from vidtune.data.datamodule import BatchArithmetic, VideoDataModule
 from vidtune.data.media_source import MediaSource
+from vidtune.data.sizes import processor_digest
 from vidtune.models.base import VideoLLM
 from vidtune.training.strategies import num_processes
 from vidtune.tuning.policy import apply_tuning
 
 log = logging.getLogger(__name__)
+
+_BAD_MEDIA = ".bad_media.jsonl"
+"""Failed decodes of a run, shared by its processes."""
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -39,14 +45,31 @@ def build_processor(cfg: DictConfig) -> Processor:
     return instantiate(cfg.model.processor)
 
 
-def build_source(cfg: DictConfig, processor: Processor) -> MediaSource:
-    """Reads the media of a run."""
+def build_source(cfg: DictConfig, processor: Processor, run_dir: Path | None = None) -> MediaSource:
+    """Reads the media of a run.
+
+    Args:
+        run_dir: where the processes of the run tell each other which media cannot be decoded; None for one process.
+    """
+    listed = read_known_bad(cfg.media.known_bad) if cfg.media.known_bad else None
     return MediaSource(
-        processor, backend=cfg.media.backend, seed=cfg.seed, cache_dir=str(Path(cfg.paths.cache_dir) / "headers")
+        processor,
+        backend=cfg.media.backend,
+        seed=cfg.seed,
+        cache_dir=str(Path(cfg.paths.cache_dir) / "headers"),
+        deadline_s=cfg.media.deadline_s,
+        bad=BadMedia(listed, run_dir / _BAD_MEDIA if run_dir is not None else None),
+        variant=partial(_build_variant, OmegaConf.to_container(cfg.model.processor, resolve=True)),
     )
 
 
-def build_datamodule(cfg: DictConfig, processor: Processor) -> VideoDataModule:
+def _build_variant(settings: dict[str, Any], num_frames: int | None, sampling: str | None) -> Processor:
+    """The processor with another choice of frames."""
+    chosen = {"num_frames": num_frames, "sampling": sampling}
+    return instantiate(settings | {name: value for name, value in chosen.items() if value is not None})
+
+
+def build_datamodule(cfg: DictConfig, processor: Processor, run_dir: Path | None = None) -> VideoDataModule:
     """Samples and plan of a training run."""
     batch = BatchArithmetic.derive(
         cfg.global_batch_size, cfg.micro_batch_size, cfg.accumulation, num_processes(cfg.hardware)
@@ -54,7 +77,7 @@ def build_datamodule(cfg: DictConfig, processor: Processor) -> VideoDataModule:
     return VideoDataModule(
         instantiate(cfg.data.reader),
         processor,
-        build_source(cfg, processor),
+        build_source(cfg, processor, run_dir),
         train_split=cfg.data.train_split,
         val_split=cfg.data.val_split,
         batch=batch,
@@ -67,6 +90,9 @@ def build_datamodule(cfg: DictConfig, processor: Processor) -> VideoDataModule:
         limit=cfg.data.limit,
         num_workers=cfg.data.num_workers,
         seed=cfg.seed,
+        max_bad_fraction=cfg.media.max_bad_fraction,
+        sizes_dir=Path(cfg.paths.cache_dir) / "sizes",
+        processor_digest=processor_digest(processor, OmegaConf.to_container(cfg.model.processor, resolve=True)),
     )
 
 

@@ -72,7 +72,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
         torch.set_num_threads(cfg.hardware.num_threads)
     prepare(cfg)
     processor = build_processor(cfg)
-    data = build_datamodule(cfg, processor)
+    data = build_datamodule(cfg, processor, run_dir)
     data.setup()
     if rank_zero_only.rank == 0 and resumed is None:
         save_recipe(cfg, processor, run_dir)
@@ -215,7 +215,10 @@ def _finish(cfg: DictConfig, trainer: L.Trainer, interrupt: Interrupt, run_dir: 
     for logger in trainer.loggers:
         logger.finalize("success")
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    _summarise(run_dir, metrics, trainer.global_step)
+    bad = next(callback for callback in trainer.callbacks if isinstance(callback, BadMediaLedger)).counts()
+    if bad["bad_media"]:
+        log.warning("%(bad_media)d media could not be read; they hit %(bad_media_rows)d rows: see bad_media.csv.", bad)
+    _summarise(run_dir, metrics | bad, trainer.global_step)
     if interrupt.signal is not None:
         log.warning("stopped by %s at step %d; go on with: resume=%s", interrupt.signal, trainer.global_step, run_dir)
         raise Interrupted(143 if interrupt.signal == "SIGTERM" else 130)
