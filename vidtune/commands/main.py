@@ -24,6 +24,9 @@ class Verb:
 
 VERBS = {
     "doctor": Verb("vidtune.commands.doctor", "what this machine has, what is broken, and what could be trained here"),
+    "prepare": Verb("vidtune.commands.prepare", "turn a public release into annotations"),
+    "check": Verb("vidtune.commands.check", "find what would harm a run in a data set, before the run"),
+    "preview": Verb("vidtune.commands.preview", "show what the model will see of one row"),
     "chat": Verb("vidtune.commands.chat", "ask a model about a video"),
     "predict": Verb("vidtune.commands.predict", "ask a model one question about many videos"),
 }

@@ -39,7 +39,7 @@ def open_model(
     if run and adapter:
         raise UserError("--run and --adapter exclude each other: a run brings its own trained weights.")
     file = None
-    cfg = _compose(overrides)
+    cfg = compose_config(overrides)
     if run:
         cfg = with_recipe(cfg, Path(run), overrides)
         file = find_checkpoint(Path(run), checkpoint)
@@ -53,11 +53,19 @@ def open_model(
     return load_answerer(cfg, build_processor(cfg), file, adapter)
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
+def compose_config(overrides: Sequence[str], name: str = "evaluate") -> DictConfig:
+    """A configuration as ``train.py`` or ``evaluate.py`` composes it from the same words.
+
+    Args:
+        name: ``train`` or ``evaluate``.
+
+    Raises:
+        UserError: an override that is none.
+    """
     schema.register()
     resolvers.register()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("evaluate", list(overrides))
+            return compose(name, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(" ".join(str(error).split())) from error
