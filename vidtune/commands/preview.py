@@ -52,8 +52,8 @@ def terminal_view(shown: Preview, width: int) -> Group:
         row.append(run_.text, style=_STYLES[run_.kind])
     targets = sum(run_.num_tokens for run_ in shown.runs if run_.kind == "target")
     facts = Text(
-        f"{shown.encoded.num_tokens} tokens, {len(shown.encoded.visual_positions)} of them visual, {targets} supervised "
-        f"(marked)",
+        f"{shown.encoded.num_tokens} tokens, {len(shown.encoded.visual_positions)} of them visual, {targets} "
+        f"supervised (marked)",
         style="dim",
     )
     return Group(*parts, row, facts)

@@ -19,6 +19,7 @@ from rich.progress import track
 from vidtune.checkpoint.locate import find_checkpoint
 from vidtune.checkpoint.trained import load_adapter, load_trained
 from vidtune.contracts import Sample, UserError
+from vidtune.data.media_source import MediaSource
 from vidtune.evaluation.answering import Answer, generate_answers, most_likely_options
 from vidtune.evaluation.records import PredictionWriter, read_predictions
 from vidtune.evaluation.tasks import build_task
@@ -27,6 +28,7 @@ from vidtune.run.build import build_network, build_processor, build_source, buil
 from vidtune.run.checks import check_config
 from vidtune.run.logs import start_logging
 from vidtune.run.recipe import RECIPE_KEYS, with_recipe
+from vidtune.training.callbacks.bad_media import write_ledger
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]
     processor = build_processor(cfg)
     split = cfg.split or cfg.data.test_split
     samples = instantiate(cfg.data.reader)(split)[: cfg.eval.limit]
+    if not samples:
+        raise UserError(f"data={cfg.data.name}: split {split!r} holds no samples; nothing to evaluate. Set split=.")
     task = build_task(**OmegaConf.to_container(cfg.data.task, resolve=True))  # type: ignore[arg-type]
     for sample in samples:
         task.check(sample)
@@ -70,14 +74,20 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]
     home = run_dir or Path(cfg.paths.runs_dir) / f"untuned_{cfg.model.name}"
     folder = Path(cfg.output) if cfg.output else home / "evaluation" / name
     made_by = _made_by(cfg, checkpoint, split)
+    source = build_source(cfg, processor, folder)
     with PredictionWriter(folder / "predictions.jsonl", made_by, len(samples)) as writer:
         todo = [sample for sample in samples if sample.sample_id not in writer.done]
         if todo:
             network, device = _network(cfg, checkpoint)
-            answers = _answers(cfg, network, processor, todo, device)
+            answers = _answers(cfg, network, processor, source, todo, device)
             for sample, text, bad in track(answers, "answering", total=len(todo), console=Console(stderr=True)):
                 writer.write(task.bad_media(sample, bad) if bad else task.score(sample, text))
     predictions = read_predictions(folder / "predictions.jsonl")
+    unread = {prediction.sample_id for prediction in predictions if prediction.status == "bad_media"}
+    if unread:
+        bad = _list_bad_media([sample for sample in samples if sample.sample_id in unread], source)
+        write_ledger(folder / "bad_media.csv", bad)
+        log.warning("%d media cannot be read; their %d rows count as wrong: see bad_media.csv.", len(bad), len(unread))
     table, metrics = task.summarise(predictions), task.metrics(predictions)
     table.save(folder, "accuracy")
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
@@ -103,10 +113,25 @@ def _network(cfg: DictConfig, checkpoint: Path | None) -> tuple[VideoLLM, torch.
     return network.to(device), device
 
 
+def _list_bad_media(samples: Sequence[Sample], source: MediaSource) -> dict[str, tuple[str, int]]:
+    """Medium -> reason and number of rows. Data workers have met them; what they found is in the shared log."""
+    entries: dict[str, tuple[str, int]] = {}
+    for sample in samples:
+        for ref in sample.media:
+            source.info(ref)
+            if reason := source.bad.reason(ref):
+                entries[ref.stretch] = (reason, entries.get(ref.stretch, ("", 0))[1] + 1)
+    return entries
+
+
 def _answers(
-    cfg: DictConfig, network: VideoLLM, processor: Any, samples: Sequence[Sample], device: torch.device
+    cfg: DictConfig,
+    network: VideoLLM,
+    processor: Any,
+    source: MediaSource,
+    samples: Sequence[Sample],
+    device: torch.device,
 ) -> Iterable[Answer]:
-    source = build_source(cfg, processor)
     common = {"num_workers": cfg.data.num_workers, "device": device}
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=cfg.hardware.precision == "bf16-mixed")
     with autocast:

@@ -47,7 +47,7 @@ class BadMediaLedger(L.Callback):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         if self.rank == 0 and (merged := self.merged()):
-            _write(self.file, merged)
+            write_ledger(self.file, merged)
 
     def note(self, bad_media: tuple[tuple[str, str], ...]) -> None:
         """Add the bad media of a row.
@@ -63,10 +63,10 @@ class BadMediaLedger(L.Callback):
             if not known:
                 log.warning("%s cannot be read (%s); its samples carry no weight.", name, reason)
         if self.rank:
-            _write(self._part(self.rank), self.entries)
+            write_ledger(self._part(self.rank), self.entries)
         merged = self.merged()
         if self.rank == 0:
-            _write(self.file, merged)
+            write_ledger(self.file, merged)
         if len(merged) > self.max_fraction * self.num_media:
             name, (reason, _) = next(iter(merged.items()))
             raise UserError(
@@ -102,7 +102,7 @@ class BadMediaLedger(L.Callback):
             self.entries = {name: (entry[0], entry[1]) for name, entry in state_dict["entries"].items()}
 
 
-def _write(file: Path, entries: Entries) -> None:
+def write_ledger(file: Path, entries: Entries) -> None:
     """Replaced as a whole, so that another process never reads half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.part")
