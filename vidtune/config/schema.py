@@ -84,11 +84,12 @@ class PartPolicy:
     """How one role, or one named part of it, is tuned.
 
     Args:
-        mode: ``frozen``, ``full`` or ``lora``.
+        mode: ``frozen``, ``full``, ``layernorm`` (norms only), ``lora`` or ``qlora`` (LoRA on an NF4 base).
         rank, alpha, dropout: of LoRA.
         targets: full-match regular expression on module paths; null for the family's own (``model.lora_targets``).
         lr_ratio: factor on ``optim.lr``.
         weight_decay: null for ``optim.weight_decay``.
+        freeze_layers: layers of this part that stay as they are: ``0..20``, both ends included, or ``0..3,12``.
     """
 
     mode: str = "frozen"
@@ -98,6 +99,7 @@ class PartPolicy:
     targets: str | None = None
     lr_ratio: float = 1.0
     weight_decay: float | None = None
+    freeze_layers: str | None = None
 
 
 @dataclass
@@ -125,9 +127,10 @@ class OptimConfig:
 
 @dataclass
 class StrategyConfig:
-    """Lightning strategy."""
+    """Lightning strategy; ``config`` is a DeepSpeed JSON of the user."""
 
     name: str = MISSING
+    config: str | None = None
     strategy: dict[str, Any] | None = None
 
 

@@ -112,7 +112,7 @@ def build_network(cfg: DictConfig) -> VideoLLM:
 def build_tuned_network(cfg: DictConfig) -> tuple[VideoLLM, Mapping[str, Any]]:
     """The network as it trains, and the policy of every parameter that does."""
     network = build_network(cfg)
-    policies = apply_tuning(network, cfg.tuning, cfg.model.lora_targets)
+    policies = apply_tuning(network, cfg.tuning, cfg.model.lora_targets, cfg.model.lora_parameters)
     if cfg.hardware.activation_checkpointing:
         network.language.gradient_checkpointing_enable({"use_reentrant": False})
     return network, policies

@@ -13,6 +13,7 @@ from vidtune.contracts import UserError
 from vidtune.data.datamodule import BatchArithmetic
 from vidtune.media import BACKENDS
 from vidtune.media.sampling import SAMPLING, SHORT
+from vidtune.models.base import ROLES
 from vidtune.training.strategies import build_strategy, num_processes
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -43,6 +44,7 @@ def _faults(cfg: DictConfig) -> list[Any]:
         if cfg.data.num_frames < 1:
             faults.append(f"data.num_frames={cfg.data.num_frames}; expected at least 1")
         faults += _memory(cfg)
+        faults += _four_bit(cfg)
     for check in (_batch, _strategy):
         try:
             check(cfg)
@@ -84,6 +86,19 @@ def _memory(cfg: DictConfig) -> list[str]:
         f"model={cfg.model.name} needs {needed:.1f} GB for its {what}, but a device has {memory} GB "
         f"(hardware={cfg.hardware.name}). Choose a larger card, a smaller model, or a strategy that shards (strategy=)."
     ]
+
+
+def _four_bit(cfg: DictConfig) -> list[str]:
+    """NF4 weights are packed bytes: what shards or flattens weights needs one storage type for all of a unit."""
+    policies = {role: cfg.tuning[role] for role in ROLES} | dict(cfg.tuning.parts)
+    paths = [path for path, policy in policies.items() if policy.mode == "qlora"]
+    if paths and (cfg.strategy.name.startswith("zero3") or cfg.strategy.name.startswith("fsdp")):
+        return [
+            f"tuning.{paths[0]}.mode=qlora does not fit strategy={cfg.strategy.name}: weights that are sharded must "
+            f"have one storage type, and NF4 weights are packed bytes beside bf16 ones. Choose strategy=ddp or zero2 "
+            f"(each device holds the small 4-bit base), or mode=lora."
+        ]
+    return []
 
 
 def bind_faults(cfg: Any, path: str = "") -> list[str]:

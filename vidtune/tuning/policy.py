@@ -1,28 +1,31 @@
-"""Role policies: frozen, full or LoRA, for a role or a named part of it."""
+"""Role policies: frozen, full, norms only, LoRA or QLoRA, for a role or a named part of it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from vidtune.contracts import UserError
 from vidtune.models.base import ROLES, VideoLLM
+from vidtune.tuning.adapters import add_adapters
+from vidtune.tuning.layers import frozen_layers, norm_modules
 
-MODES = ("frozen", "full", "lora")
+MODES = ("frozen", "full", "layernorm", "lora", "qlora")
 
 
-def apply_tuning(network: VideoLLM, tuning: Any, lora_targets: Mapping[str, str]) -> dict[str, Any]:
+def apply_tuning(
+    network: VideoLLM, tuning: Any, lora_targets: Mapping[str, str], lora_parameters: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Freeze, unfreeze and adapt a network as the policies say; what trains becomes float32.
 
     Args:
         network: with its weights loaded (adapters of LoRA start as the identity).
         tuning: a ``TuningConfig``: a policy per role, and per module path in ``parts``.
         lora_targets: the family's own adapter targets by role.
+        lora_parameters: the same on names of fused expert parameters.
 
     Returns:
         The policy of every parameter that trains, by parameter name.
@@ -39,13 +42,12 @@ def apply_tuning(network: VideoLLM, tuning: Any, lora_targets: Mapping[str, str]
         if policy.mode not in MODES:
             raise UserError(f"tuning: mode {policy.mode!r} of {path} is unknown; choose one of {', '.join(MODES)}.")
         module = _module(network, path)
-        module.requires_grad_(policy.mode == "full")
-        names = [f"{path}.{name}" for name, _ in module.named_parameters()]
-        chosen = {name: value for name, value in chosen.items() if name not in set(names)}
-        if policy.mode == "full":
-            chosen |= {name: policy for name in names}
-        elif policy.mode == "lora":
-            chosen |= _add_lora(network, path, policy, lora_targets)
+        module.requires_grad_(False)
+        below = {f"{path}.{name}" for name, _ in module.named_parameters()}
+        frozen = frozen_layers(network, path, policy.freeze_layers)
+        trained = _trained(network, path, policy, lora_targets, lora_parameters or {}, frozen)
+        chosen = {name: value for name, value in chosen.items() if name not in below}
+        chosen |= dict.fromkeys(trained, policy)
     if not chosen:
         raise UserError("tuning: every part is frozen; set at least one of tuning.<role>.mode to full or lora.")
     for name, parameter in network.named_parameters():
@@ -57,6 +59,35 @@ def apply_tuning(network: VideoLLM, tuning: Any, lora_targets: Mapping[str, str]
     return chosen
 
 
+def _trained(
+    network: VideoLLM,
+    path: str,
+    policy: Any,
+    lora_targets: Mapping[str, str],
+    lora_parameters: Mapping[str, str],
+    frozen: list[str],
+) -> list[str]:
+    """Set ``requires_grad`` below a path and name what trains there."""
+    if policy.mode in ("lora", "qlora"):
+        return add_adapters(network, path, policy, lora_targets, lora_parameters, frozen)
+    module = _module(network, path)
+    parts: list[str] = []
+    if policy.mode == "full":
+        parts = [path]
+    elif policy.mode == "layernorm":
+        parts = [f"{path}.{name}" if name else path for name in norm_modules(module)]
+        if not parts:
+            raise UserError(f"tuning.{path}.mode=layernorm: there is no LayerNorm or RMSNorm below {path}.")
+    names = []
+    for name, parameter in network.named_parameters():
+        if any(name.startswith(f"{part}.") for part in parts) and not any(
+            name.startswith(f"{layer}.") for layer in frozen
+        ):
+            parameter.requires_grad_(True)
+            names.append(name)
+    return names
+
+
 def _module(network: nn.Module, path: str) -> nn.Module:
     try:
         return network.get_submodule(path)
@@ -64,43 +95,6 @@ def _module(network: nn.Module, path: str) -> nn.Module:
         parts = sorted({name for role in ROLES for name, _ in network.named_modules() if name.startswith(role)})
         near = [name for name in parts if name.count(".") <= 1]
         raise UserError(f"tuning.parts: the network has no part {path!r}. Parts: {', '.join(near)}.") from error
-
-
-def _add_lora(network: nn.Module, path: str, policy: Any, lora_targets: Mapping[str, str]) -> dict[str, Any]:
-    """Adapters on the linear modules below ``path`` whose full path matches."""
-    role = path.split(".")[0]
-    pattern = policy.targets or lora_targets.get(role)
-    if policy.rank is None or policy.rank < 1 or policy.alpha is None:
-        raise UserError(f"tuning.{path}: LoRA needs rank (>= 1) and alpha; found {policy.rank} and {policy.alpha}.")
-    if not pattern:
-        raise UserError(f"tuning.{path}.targets: the family names no LoRA targets for this part; set a pattern.")
-    matching = [
-        name
-        for name, module in network.named_modules()
-        if name.startswith(f"{path}.") and isinstance(module, nn.Linear) and re.fullmatch(pattern, name)
-    ]
-    if not matching:
-        raise UserError(
-            f"tuning.{path}.targets={pattern!r} matches no linear module below {path}. "
-            f"It must match the whole path, such as {_example(network, path)!r}."
-        )
-    config = LoraConfig(
-        r=policy.rank,
-        lora_alpha=policy.alpha,
-        lora_dropout=policy.dropout,
-        target_modules="|".join(map(re.escape, matching)),
-    )
-    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    inject_adapter_in_model(config, network, adapter_name="default")
-    for name, parameter in network.named_parameters():
-        # peft freezes everything that is no adapter; what other policies train must go on training.
-        parameter.requires_grad_(parameter.requires_grad or name in trained)
-    return {name: policy for name, _ in network.named_parameters() if "lora_" in name and name.startswith(f"{path}.")}
-
-
-def _example(network: nn.Module, path: str) -> str:
-    linear = [n for n, m in network.named_modules() if n.startswith(f"{path}.") and isinstance(m, nn.Linear)]
-    return linear[0] if linear else f"{path}.<linear>"
 
 
 def trainable_state(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torch import nn
 
 from tests.families.nvila.cases import cases_with, ours
 from tests.families.nvila.test_weights import full_size
@@ -18,7 +17,7 @@ from vidtune.models.nvila.network import NVILA
 from vidtune.tuning.policy import apply_tuning
 
 LORA_TARGETS = OmegaConf.load(Path(__file__).parents[3] / "conf/model/nvila.yaml").lora_targets
-_MODES = {"FT": "full", "F": "frozen", "LoRA": "lora", "LN": "frozen"}
+_MODES = {"FT": "full", "F": "frozen", "LoRA": "lora", "LN": "layernorm"}
 UNRUN_TOWER_NORMS = 3 * 2 * 1152
 """Weights of the three LayerNorms of Lite-8B's tower that influence nothing: two of the last layer, one after it."""
 
@@ -31,10 +30,6 @@ def trainable(network: NVILA, vision: str, language: str) -> dict[str, torch.Siz
     }
     tuning = OmegaConf.structured(TuningConfig(name="grid", connector=PartPolicy(mode="full"), **policy))
     apply_tuning(network, tuning, LORA_TARGETS)
-    if vision == "LN":
-        for module in network.vision.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.requires_grad_(True)
     return {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
 
 
