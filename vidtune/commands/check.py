@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from vidtune.contracts import UserError
-from vidtune.run.check import Report, check
-from vidtune.run.compose import compose_config
+
+if TYPE_CHECKING:
+    from vidtune.run.check import Report
 
 _FAST = {"fast=true": True, "fast=false": False}
 
@@ -29,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from vidtune.run.check import check  # takes seconds to import; --help must not wait for it
+    from vidtune.run.compose import compose_config
+
     fast = False
     overrides = []
     for word in arguments.overrides:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from rich.console import Console, Group
 from rich.text import Text
 
-from vidtune.commands.preview_page import render_page
-from vidtune.run.compose import compose_config
-from vidtune.run.preview import Preview, Strip, preview
+if TYPE_CHECKING:
+    from vidtune.run.preview import Preview, Strip
 
 _STYLES = {"context": "", "target": "bold black on green", "visual": "cyan"}
 _THUMB_WIDTH = 20
@@ -26,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from vidtune.commands.preview_page import render_page  # these take seconds to import; --help must not wait
+    from vidtune.run.compose import compose_config
+    from vidtune.run.preview import preview
+
     cfg = compose_config(arguments.overrides, "train")
     shown = preview(cfg, arguments.index, arguments.split)
     name = f"preview_{cfg.data.name}_{cfg.model.name}_{arguments.index}.html"

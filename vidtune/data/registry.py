@@ -158,8 +158,8 @@ class Registry:
         )
 
     def _conversations(self, name: str, entry: Mapping[str, Any], **arguments: Any) -> RegisteredSet:
-        fractions = {key: float(entry.get(key, value)) for key, value in self.fractions.items()}
-        reader = ConversationsReader(name=name, **arguments, **fractions)
+        arguments |= {key: float(entry.get(key, value)) for key, value in self.fractions.items()}
+        reader = ConversationsReader(name=name, **arguments)
         return RegisteredSet(
             reader,
             float(entry.get("repeat_time", 1)),
