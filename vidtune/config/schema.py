@@ -146,6 +146,8 @@ class HardwareConfig:
     memory_gb: float | None = None
     activation_checkpointing: bool = False
     num_threads: int | None = None
+    attention: str = "auto"
+    peak_tflops: float | None = None
 
 
 @dataclass

@@ -17,6 +17,7 @@ from vidtune.data.bad_media import BadMedia, read_known_bad
 from vidtune.data.datamodule import BatchArithmetic, VideoDataModule
 from vidtune.data.media_source import MediaSource
 from vidtune.data.sizes import processor_digest
+from vidtune.models.attention import resolve_attention
 from vidtune.models.base import VideoLLM
 from vidtune.training.strategies import num_processes
 from vidtune.tuning.policy import apply_tuning
@@ -105,7 +106,7 @@ def build_network(cfg: DictConfig) -> VideoLLM:
     network = instantiate(cfg.model.network)
     report = instantiate(cfg.model.weights, network)
     log.info("loaded %s tensors from %s", getattr(report, "loaded", "all"), cfg.model.path)
-    network.set_attention()
+    network.set_attention(resolve_attention(cfg.hardware.attention))
     return network
 
 

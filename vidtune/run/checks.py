@@ -13,6 +13,7 @@ from vidtune.contracts import UserError
 from vidtune.data.datamodule import BatchArithmetic
 from vidtune.media import BACKENDS
 from vidtune.media.sampling import SAMPLING, SHORT
+from vidtune.models.attention import ATTENTION
 from vidtune.models.base import ROLES
 from vidtune.training.strategies import build_strategy, num_processes
 
@@ -38,6 +39,7 @@ def _faults(cfg: DictConfig) -> list[Any]:
     faults += _choice(cfg.media.short, (None, *SHORT), "media.short")
     faults += _choice(cfg.batch.reduction, _REDUCTIONS, "batch.reduction")
     faults += _choice(cfg.hardware.precision, _PRECISIONS, "hardware.precision")
+    faults += _choice(cfg.hardware.attention, ("auto", *ATTENTION), "hardware.attention")
     faults += _choice(cfg.model.dtype, tuple(_BYTES), "model.dtype")
     if not missing:
         faults += _choice(cfg.data.sampling, tuple(SAMPLING), "data.sampling")
