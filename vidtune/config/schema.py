@@ -47,6 +47,7 @@ class DataConfig:
     sets: str | None = None
     registry: str | None = None
     mixing: str | None = None
+    media_placement: str | None = None
     reader: dict[str, Any] = field(default_factory=dict)
     prepare: dict[str, Any] | None = None
     num_frames: int = MISSING

@@ -119,9 +119,9 @@ class ConversationsReader:
         return refs
 
     def _sample(self, row: Mapping[str, Any], sample_id: str, media: Sequence[MediaRef], where: str) -> Sample:
-        turns = _turns(row, where)
+        turns = read_turns(row, where)
         if self.media_position == "first":
-            turns = [(role, _without_tags(text) if role == "user" else text) for role, text in turns]
+            turns = [(role, without_tags(text) if role == "user" else text) for role, text in turns]
         messages = place_media(turns, media, self.after_inserted if self.media_position == "keep" else "", where)
         if self.system_prompt is not None and messages[0].role != "system":
             messages.insert(0, Message("system", (self.system_prompt,)))
@@ -137,8 +137,12 @@ class ConversationsReader:
         )
 
 
-def _turns(row: Mapping[str, Any], where: str) -> list[tuple[Role, str]]:
-    """(role, text with tags) of every turn; typed content (``{"type": "video"}``) becomes a tag."""
+def read_turns(row: Mapping[str, Any], where: str) -> list[tuple[Role, str]]:
+    """(role, text with tags) of every turn; typed content (``{"type": "video"}``) becomes a tag.
+
+    Raises:
+        UserError: no turns, an unknown role, or a first turn that is an answer.
+    """
     entries = row["messages"] if "messages" in row else required(row, "conversations", where)
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{where}: the conversation holds no turns.")
@@ -201,7 +205,7 @@ def place_media(
     return messages
 
 
-def _without_tags(text: str) -> str:
+def without_tags(text: str) -> str:
     """The turn without media tags, one adjacent newline gone with each, and without white space at its ends."""
     for tag in ("<image>", "<video>"):
         text = text.replace(f"{tag}\n", "").replace(f"\n{tag}", "").replace(tag, "")

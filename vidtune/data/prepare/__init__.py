@@ -52,7 +52,10 @@ class Preparation(Protocol):
 
 
 SETS: dict[str, str] = {
+    "actions": "vidtune.data.prepare.actions",
     "nextqa": "vidtune.data.prepare.nextqa",
+    "qevd": "vidtune.data.prepare.qevd",
+    "video_instruct_100k": "vidtune.data.prepare.video_instruct_100k",
 }
 """Sets by name, with their modules."""
 
