@@ -51,3 +51,28 @@ def smooth(values: pd.Series, weight: float = 0.8) -> pd.Series:
     if not 0 <= weight < 1:
         raise UserError(f"Smoothing weight {weight} is outside [0, 1).")
     return values.ewm(alpha=1 - weight, adjust=True).mean()
+
+
+def pivot(runs: pd.DataFrame, row: str, column: str, metric: str) -> pd.DataFrame:
+    """One metric of a sweep over two settings as rows x columns, both ascending.
+
+    Args:
+        runs: one row per run.
+
+    Raises:
+        UserError: two runs share both settings, so that a cell would hold two values.
+    """
+    keys = runs[[row, column]].astype(object)
+    if keys.duplicated().any():
+        twice = keys[keys.duplicated()].iloc[0].to_dict()
+        raise UserError(f"Several runs have {twice}; a grid needs one run per cell. Choose the runs by a pattern.")
+    values = runs.assign(**{metric: pd.to_numeric(runs[metric])}).pivot(index=row, columns=column, values=metric)
+    return values.sort_index(key=_numbers).sort_index(axis=1, key=_numbers)
+
+
+def _numbers(index: pd.Index) -> pd.Index:
+    """Numbers in text ordered by value."""
+    try:
+        return pd.Index(pd.to_numeric(index))
+    except (ValueError, TypeError):
+        return index.astype(str)

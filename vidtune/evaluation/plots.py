@@ -25,7 +25,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's colours: told apart by colour-blind readers too."""
 
 PANELS = (("train/loss", "val/loss"), ("val/accuracy",))
-AXIS_NAMES = {"step": "optimizer step", "loss": "loss (nats per target)", "accuracy": "accuracy", "lr": "learning rate"}
+AXIS_NAMES = {
+    "step": "optimizer step",
+    "samples": "samples",
+    "hours": "hours of training",
+    "loss": "loss (nats per target)",
+    "accuracy": "accuracy",
+    "lr": "learning rate",
+}
 
 
 def save(figure: Figure, path: Path | str) -> Path:

@@ -23,6 +23,8 @@ from rich.console import Console
 
 from vidtune.checkpoint.locate import checkpoint_folder
 from vidtune.contracts import UserError
+from vidtune.evaluation.curves import pivot
+from vidtune.evaluation.plots import plot_heatmap, save
 from vidtune.evaluation.tables import Column, Table
 from vidtune.run.train import RUN_DIR_VARIABLE
 
@@ -109,6 +111,8 @@ def sweep(script: str, overrides: Sequence[str]) -> int:
     table = summarise(jobs)
     table.save(root, "sweep")
     console.print(table.rich())
+    if (picture := save_heatmap(jobs, root / "sweep.png")) is not None:
+        console.print(f"Heat-map: {picture}", soft_wrap=True)
     console.print(f"Sweep folder: {root}", soft_wrap=True)
     return int(not all(job.done for job in jobs))
 
@@ -117,7 +121,7 @@ def summarise(jobs: Sequence[Job], metric: str = "val/accuracy") -> Table:
     """One row per job, the best metric first, failed jobs last."""
     rows = []
     for job in jobs:
-        summary = json.loads((job.folder / "summary.json").read_text()) if job.done else {}
+        summary = _summary(job)
         rows.append({**job.varied, "status": "done" if job.done else "failed", **_scores(job, summary)})
     frame = pd.DataFrame(rows)
     if metric in frame:
@@ -126,6 +130,20 @@ def summarise(jobs: Sequence[Job], metric: str = "val/accuracy") -> Table:
     columns = [Column(str(name), kinds.get(str(name), "text")) for name in frame]  # type: ignore[arg-type]
     values = frame.astype(object).where(frame.notna(), None)
     return Table(columns, values.values.tolist(), title="Sweep")
+
+
+def save_heatmap(jobs: Sequence[Job], path: Path, metric: str = "val/accuracy") -> Path | None:
+    """The metric over two swept settings; None where not two were swept, or no job reports the metric."""
+    varied = list(jobs[0].varied) if jobs else []
+    rows = [{**job.varied, metric: _summary(job).get(metric)} for job in jobs]
+    if len(varied) != 2 or all(row[metric] is None for row in rows):
+        return None
+    values = pivot(pd.DataFrame(rows), *varied, metric)
+    return save(plot_heatmap(values, "Sweep", metric), path)
+
+
+def _summary(job: Job) -> dict[str, float]:
+    return json.loads((job.folder / "summary.json").read_text()) if job.done else {}
 
 
 def _scores(job: Job, summary: dict[str, float]) -> dict[str, float]:
