@@ -177,6 +177,8 @@ class EvalConfig:
     batch_size: int = 16
     max_new_tokens: int = 16
     limit: int | None = None
+    controls: bool = False
+    report_samples: int = 100
 
 
 @dataclass
@@ -223,9 +225,11 @@ class TrainConfig(BaseConfig):
 class EvaluateConfig(BaseConfig):
     """``python evaluate.py``."""
 
-    run: str | None = None
+    run: Any = None
     checkpoint: str = "best"
-    adapter: str | None = None
+    adapter: Any = None
+    untuned: bool = False
+    rescore: bool = False
     split: str | None = None
     output: str | None = None
 

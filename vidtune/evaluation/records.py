@@ -63,6 +63,7 @@ class PredictionWriter:
         path: the JSONL file; its folder is made.
         made_by: what decides the predictions (checkpoint, hash of the configuration, split, ...), JSON values.
         num_samples: how many predictions the finished file holds.
+        recorded: further facts for the tables (commit, ...); other ones do not keep a file from being continued.
 
     Attributes:
         done: ids of the samples that the file holds.
@@ -72,11 +73,17 @@ class PredictionWriter:
         UserError: the file was made by other settings, lacks its meta file, or is damaged before its last line.
     """
 
-    def __init__(self, path: Path | str, made_by: Mapping[str, Any], num_samples: int) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        made_by: Mapping[str, Any],
+        num_samples: int,
+        recorded: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = Path(path)
         self.dropped: str | None = None
         self.done: set[str] = set()
-        meta = _as_json({"made_by": made_by, "num_samples": num_samples})
+        meta = _as_json({"made_by": made_by, "num_samples": num_samples, "recorded": recorded or {}})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             _refuse_other_settings(self.path, read_meta(self.path), meta)
@@ -120,7 +127,7 @@ def done_ids(path: Path | str) -> set[str]:
 
 
 def read_meta(path: Path | str) -> dict[str, Any]:
-    """What made the predictions at ``path``: ``{"made_by": {...}, "num_samples": N}``.
+    """What made the predictions at ``path``: ``{"made_by": {...}, "num_samples": N, "recorded": {...}}``.
 
     Raises:
         UserError: the meta file is missing or is no JSON.
@@ -196,8 +203,8 @@ def _refuse_other_settings(path: Path, found: Mapping[str, Any], wanted: Mapping
     if differing:
         changes = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing)
         raise UserError(
-            f"{path}: begun with other settings ({changes}). Evaluate into another folder, or delete the file with "
-            f"its {meta_path(path).name}."
+            f"{path}: begun with other settings ({changes}). Evaluate into another folder (output=), or delete the "
+            f"file with its {meta_path(path).name}."
         )
 
 

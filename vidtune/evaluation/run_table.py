@@ -8,10 +8,12 @@ from typing import Any
 
 from vidtune.contracts import UserError
 from vidtune.evaluation.comparison import mcnemar, pair, paired_bootstrap
+from vidtune.evaluation.controls import CONTROLS
 from vidtune.evaluation.metrics import TOTAL, accuracies
 from vidtune.evaluation.records import Prediction
 from vidtune.evaluation.summaries import mean_scores
 from vidtune.evaluation.tables import Column, Table
+from vidtune.evaluation.video_gain import gain_sentence, video_gain
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,18 @@ class RunPredictions:
         name: of the run; unique in a table.
         predictions: all with ``correct`` set.
         made_by: what made them (frames, prompt hash, checkpoint, ...); one column per key.
+        controls: predictions of the same questions by control; see ``vidtune.evaluation.controls``.
     """
 
     name: str
     predictions: Sequence[Prediction]
     made_by: Mapping[str, Any] = field(default_factory=dict)
+    controls: Mapping[str, Sequence[Prediction]] = field(default_factory=dict)
 
 
 def compare_runs(runs: Sequence[RunPredictions], groups: Mapping[str, Sequence[str]] | None = None) -> Table:
     """Runs x metrics: n, accuracy with its interval, difference to the first run, accuracy by type and group, further
-    metrics, and what made each row.
+    metrics, the controls with the video gain where they were asked, and what made each row.
 
     Raises:
         UserError: no runs, two of one name, or runs that answered different samples.
@@ -44,6 +48,7 @@ def compare_runs(runs: Sequence[RunPredictions], groups: Mapping[str, Sequence[s
     scores = [mean_scores(run.predictions) for run in runs]
     metrics = list(dict.fromkeys(name for row in scores for name in row))
     settings = list(dict.fromkeys(key for run in runs for key in run.made_by))
+    controlled = [name for name in CONTROLS if any(name in run.controls for run in runs)]
 
     columns = [
         Column("run"),
@@ -56,6 +61,8 @@ def compare_runs(runs: Sequence[RunPredictions], groups: Mapping[str, Sequence[s
         Column("unparsed", "count"),
         Column("bad media", "count"),
         *(Column(name, "percent") for name in (*types, *metrics)),
+        *(Column(CONTROLS[name].name, "percent") for name in controlled),
+        *((Column("video gain", "difference"), Column("gain 95 % interval", "interval")) if controlled else ()),
         *(Column(key) for key in settings),
     ]
     cells = []
@@ -72,6 +79,7 @@ def compare_runs(runs: Sequence[RunPredictions], groups: Mapping[str, Sequence[s
                 total.bad_media,
                 *(rows[index][name].value if name in rows[index] else None for name in types),
                 *(scores[index].get(name) for name in metrics),
+                *(_control_cells(run, controlled) if controlled else ()),
                 *(run.made_by.get(key) for key in settings),
             )
         )
@@ -80,7 +88,15 @@ def compare_runs(runs: Sequence[RunPredictions], groups: Mapping[str, Sequence[s
         if len(runs) > 1
         else []
     )
+    if controlled:
+        notes += [f"{run.name}: {gain_sentence(video_gain(run.predictions, run.controls))}" for run in runs]
     return Table(columns, cells, notes=notes)
+
+
+def _control_cells(run: RunPredictions, names: Sequence[str]) -> list[Any]:
+    totals = [accuracies(run.controls[name])[TOTAL].value for name in names]
+    gain = video_gain(run.predictions, run.controls)
+    return [*totals, gain.mean, gain.interval]
 
 
 def _against(first: RunPredictions, run: RunPredictions) -> tuple[float, tuple[float, float] | None, float]:

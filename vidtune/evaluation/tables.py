@@ -66,6 +66,35 @@ class Table:
             table.add_row(*(Text(cell) for cell in self._shown(row)))
         return table
 
+    def shown(self) -> list[list[str]]:
+        """All cells as they are shown."""
+        return [self._shown(row) for row in self.rows]
+
+    def narrow(self, width: int) -> list[Table]:
+        """The table as one or several that fit a terminal of ``width`` characters: each repeats the first column, the
+        notes follow the last."""
+        shown = [[column.name for column in self.columns], *self.shown()]
+        needed = [max(len(row[i]) for row in shown) + 3 for i in range(len(self.columns))]
+        groups: list[list[int]] = [[]]
+        for index in range(1, len(self.columns)):
+            used = 1 + needed[0] + sum(needed[i] for i in groups[-1])
+            if groups[-1] and used + needed[index] > width:
+                groups.append([])
+            groups[-1].append(index)
+        tables = []
+        for number, group in enumerate(groups):
+            chosen = [0, *group]
+            tables.append(
+                Table(
+                    [self.columns[i] for i in chosen],
+                    [[row[i] for i in chosen] for row in self.rows],
+                    title=self.title if number == 0 else "",
+                    notes=self.notes if number == len(groups) - 1 else [],
+                    sections=self.sections,
+                )
+            )
+        return tables
+
     def markdown(self) -> str:
         """GitHub-style table with title and notes."""
 

@@ -1,168 +1,124 @@
-"""An evaluation: a run, an adapter or an untuned model on a data set."""
+"""An evaluation: one or several models on a data set, side by side."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import track
 
-from vidtune.checkpoint.locate import find_checkpoint
-from vidtune.checkpoint.trained import load_adapter, load_trained
-from vidtune.contracts import Sample, UserError
-from vidtune.data.media_source import MediaSource
-from vidtune.evaluation.answering import Answer, generate_answers, most_likely_options
-from vidtune.evaluation.records import PredictionWriter, read_predictions
-from vidtune.evaluation.tasks import build_task
-from vidtune.models.base import VideoLLM
-from vidtune.run.build import build_network, build_processor, build_source, build_tuned_network, prepare
+from vidtune.contracts import UserError
+from vidtune.evaluation.run_table import RunPredictions, compare_runs
+from vidtune.evaluation.tables import Table
+from vidtune.evaluation.video_gain import control_table
+from vidtune.run.answer_set import AnswerSet, prepare_row
 from vidtune.run.checks import check_config
 from vidtune.run.logs import start_logging
-from vidtune.run.recipe import RECIPE_KEYS, with_recipe
-from vidtune.training.callbacks.bad_media import write_ledger
-
-log = logging.getLogger(__name__)
+from vidtune.run.processes import join_processes
+from vidtune.run.report import save_report
+from vidtune.run.table_rows import TableRow, table_rows
+from vidtune.training.strategies import num_processes
 
 SCORINGS = ("generate", "likelihood")
 
 
 def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
-    """Answer the questions of a split, and print and save the accuracy table.
+    """Answer the questions of a split, and print and save the tables.
 
     Args:
         cfg: composed from ``conf/evaluate.yaml``.
-        overrides: the command line's; they win over the recipe of the run.
+        overrides: the command line's; they win over the recipe of a run.
 
     Returns:
-        The numbers of the table: ``accuracy``, ``accuracy/<question type>``, ...
+        The numbers of the table: ``accuracy``, ``accuracy/<question type>``, ...; with several rows, of each after its
+        name: ``<row>/accuracy``. Empty in all processes but the first.
 
     Raises:
-        UserError: no such run, checkpoint, adapter, split or task; predictions made with other settings.
+        UserError: no such run, checkpoint, adapter, split or task; rows with different questions; predictions made
+            with other settings.
     """
-    run_dir = Path(cfg.run) if cfg.run else None
-    checkpoint = None
-    if run_dir is not None:
-        if cfg.adapter:
-            raise UserError("run= and adapter= exclude each other: a run brings its own trained weights.")
-        cfg = with_recipe(cfg, run_dir, overrides)
-        checkpoint = find_checkpoint(run_dir, cfg.checkpoint)
-    check_config(cfg)
-    if cfg.eval.scoring not in SCORINGS:
-        raise UserError(f"eval.scoring={cfg.eval.scoring!r}; expected one of {', '.join(SCORINGS)}.")
-    start_logging()
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-    prepare(cfg)
-    processor = build_processor(cfg)
-    split = cfg.split or cfg.data.test_split
-    samples = instantiate(cfg.data.reader)(split)[: cfg.eval.limit]
-    if not samples:
-        raise UserError(f"data={cfg.data.name}: split {split!r} holds no samples; nothing to evaluate. Set split=.")
-    task = build_task(**OmegaConf.to_container(cfg.data.task, resolve=True))  # type: ignore[arg-type]
-    for sample in samples:
-        task.check(sample)
-
-    name = f"{checkpoint.stem if checkpoint else 'untuned'}_{cfg.data.name}_{split}"
-    home = run_dir or Path(cfg.paths.runs_dir) / f"untuned_{cfg.model.name}"
-    folder = Path(cfg.output) if cfg.output else home / "evaluation" / name
-    made_by = _made_by(cfg, checkpoint, split)
-    source = build_source(cfg, processor, folder)
-    with PredictionWriter(folder / "predictions.jsonl", made_by, len(samples)) as writer:
-        todo = [sample for sample in samples if sample.sample_id not in writer.done]
-        if todo:
-            network, device = _network(cfg, checkpoint)
-            answers = _answers(cfg, network, processor, source, todo, device)
-            for sample, text, bad in track(answers, "answering", total=len(todo), console=Console(stderr=True)):
-                writer.write(task.bad_media(sample, bad) if bad else task.score(sample, text))
-    predictions = read_predictions(folder / "predictions.jsonl")
-    unread = {prediction.sample_id for prediction in predictions if prediction.status == "bad_media"}
-    if unread:
-        bad = _list_bad_media([sample for sample in samples if sample.sample_id in unread], source)
-        write_ledger(folder / "bad_media.csv", bad)
-        log.warning("%d media cannot be read; their %d rows count as wrong: see bad_media.csv.", len(bad), len(unread))
-    table, metrics = task.summarise(predictions), task.metrics(predictions)
-    table.save(folder, "accuracy")
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
-    Console().print(table.rich())
-    Console().print(f"Predictions and tables: {folder}", soft_wrap=True)
-    return metrics
+    rows = table_rows(cfg, overrides)
+    for row in rows:
+        check_config(row.cfg)
+        if row.cfg.eval.scoring not in SCORINGS:
+            raise UserError(f"eval.scoring={row.cfg.eval.scoring!r}; expected one of {', '.join(SCORINGS)}.")
+    with join_processes(num_processes(cfg.hardware)) as processes:
+        start_logging()
+        L.seed_everything(cfg.seed, workers=True, verbose=False)
+        folders = _row_folders(cfg, rows)
+        sets = [prepare_row(row, cfg.split, folder, processes) for row, folder in zip(rows, folders, strict=True)]
+        _same_questions(sets)
+        for answers in sets:
+            answers.answer(processes)
+        return _report(cfg, sets) if processes.first else {}
 
 
-def _network(cfg: DictConfig, checkpoint: Path | None) -> tuple[VideoLLM, torch.device]:
-    """The network to ask, on its device."""
-    if checkpoint is not None:
-        network, _ = build_tuned_network(cfg)
-        step = load_trained(network, checkpoint)
-        log.info("%s, trained for %d steps", checkpoint, step)
-    else:
-        network = build_network(cfg)
-        if cfg.adapter:
-            load_adapter(network, Path(cfg.adapter))
-    network.requires_grad_(False)
-    device = torch.device("cuda" if cfg.hardware.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-    if cfg.hardware.num_threads:
-        torch.set_num_threads(cfg.hardware.num_threads)
-    return network.to(device), device
+def _row_folders(cfg: DictConfig, rows: Sequence[TableRow]) -> list[Path | None]:
+    """Where ``output=`` puts the predictions of each row."""
+    if not cfg.output:
+        return [None] * len(rows)
+    return [Path(cfg.output)] if len(rows) == 1 else [Path(cfg.output) / _plain(row.name) for row in rows]
 
 
-def _list_bad_media(samples: Sequence[Sample], source: MediaSource) -> dict[str, tuple[str, int]]:
-    """Medium -> reason and number of rows. Data workers have met them; what they found is in the shared log."""
-    entries: dict[str, tuple[str, int]] = {}
-    for sample in samples:
-        for ref in sample.media:
-            source.info(ref)
-            if reason := source.bad.reason(ref):
-                entries[ref.stretch] = (reason, entries.get(ref.stretch, ("", 0))[1] + 1)
-    return entries
-
-
-def _answers(
-    cfg: DictConfig,
-    network: VideoLLM,
-    processor: Any,
-    source: MediaSource,
-    samples: Sequence[Sample],
-    device: torch.device,
-) -> Iterable[Answer]:
-    common = {"num_workers": cfg.data.num_workers, "device": device}
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=cfg.hardware.precision == "bf16-mixed")
-    with autocast:
-        if cfg.eval.scoring == "likelihood":
-            yield from most_likely_options(network, processor, source, samples, **common)
-        else:
-            yield from generate_answers(
-                network,
-                processor,
-                source,
-                samples,
-                batch_size=cfg.eval.batch_size,
-                max_new_tokens=cfg.eval.max_new_tokens,
-                **common,
+def _same_questions(sets: Sequence[AnswerSet]) -> None:
+    """Refuse before hours of answering what could not be compared after them."""
+    first = [sample.sample_id for sample in sets[0].samples]
+    for other in sets[1:]:
+        if [sample.sample_id for sample in other.samples] != first:
+            raise UserError(
+                f"{sets[0].row.name} and {other.row.name} would answer different questions "
+                f"({sets[0].row.cfg.data.name}: {len(first)}, {other.row.cfg.data.name}: {len(other.samples)}). "
+                f"Name one set for all: data=..., split=..."
             )
 
 
-def _made_by(cfg: DictConfig, checkpoint: Path | None, split: str) -> dict[str, Any]:
-    """What decides the predictions; half-written ones are never continued with other settings."""
-    keys = [key for key in RECIPE_KEYS if key not in ("paths", "tuning")]
-    recipe = OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys))
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    return {
-        "model": cfg.model.name,
-        "model_path": str(cfg.model.path),
-        "checkpoint": checkpoint.name if checkpoint else None,
-        "adapter": cfg.adapter,
-        "data": cfg.data.name,
-        "split": split,
-        "num_frames": cfg.data.num_frames,
-        "scoring": cfg.eval.scoring,
-        "precision": cfg.hardware.precision,
-        "recipe": digest,
-    }
+def _report(cfg: DictConfig, sets: Sequence[AnswerSet]) -> dict[str, float]:
+    """Tables of every row, and of all together."""
+    console = Console()
+    results = [answers.read() for answers in sets]
+    metrics: dict[str, float] = {}
+    tables: list[Table] = []
+    for answers, result in zip(sets, results, strict=True):
+        table, numbers = answers.task.summarise(result.predictions), answers.task.metrics(result.predictions)
+        table.title = f"{result.name}: {answers.row.cfg.data.name} {answers.split}"
+        table.save(answers.folder, "accuracy")
+        (answers.folder / "metrics.json").write_text(json.dumps(numbers, indent=2))
+        console.print(table.rich())
+        tables.append(table)
+        metrics |= numbers if len(sets) == 1 else {f"{result.name}/{key}": value for key, value in numbers.items()}
+    folder = sets[0].folder if len(sets) == 1 else _table_folder(cfg, sets)
+    for stem, table in _joint_tables(sets, results):
+        table.save(folder, stem)
+        tables.append(table)
+        for part in table.narrow(console.width):
+            console.print(part.rich())
+    if limit := sets[0].row.cfg.eval.report_samples:
+        report = save_report(folder, sets, results, tables[len(sets) :] + tables[: len(sets)], limit)
+        console.print(f"Report: {report}", soft_wrap=True)
+    console.print(f"Predictions and tables: {folder}", soft_wrap=True)
+    return metrics
+
+
+def _joint_tables(sets: Sequence[AnswerSet], results: Sequence[RunPredictions]) -> list[tuple[str, Table]]:
+    tables = [("runs", compare_runs(results, getattr(sets[0].task, "groups", None)))]
+    if any(result.controls for result in results):
+        table = control_table({r.name: (r.predictions, r.controls) for r in results if r.controls})
+        tables.append(("controls", table))
+    return tables
+
+
+def _table_folder(cfg: DictConfig, sets: Sequence[AnswerSet]) -> Path:
+    """The same for the same rows, so that an evaluation that goes on finds its folder."""
+    if cfg.output:
+        return Path(cfg.output)
+    rows = "\n".join(f"{answers.row.name} {answers.folder}" for answers in sets)
+    digest = hashlib.sha256(rows.encode()).hexdigest()[:8]
+    return Path(cfg.paths.runs_dir) / "evaluation" / f"{sets[0].row.cfg.data.name}_{sets[0].split}_{digest}"
+
+
+def _plain(name: str) -> str:
+    return name.strip("/").replace("/", "_")

@@ -1,0 +1,124 @@
+"""Several models in one table, controls, several processes, interruption, and scoring again."""
+
+import csv
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import config
+from vidtune.checkpoint.locate import checkpoint_folder
+from vidtune.contracts import UserError
+from vidtune.run import evaluate
+
+
+def run(*overrides: str) -> dict[str, float]:
+    words = ["hardware=cpu", *overrides]
+    return evaluate(config("evaluate", words), words)
+
+
+@pytest.fixture
+def two_runs(tiny_run: Path, tmp_path: Path) -> Path:
+    """A sweep folder with the run twice."""
+    for name in ("one", "two"):
+        shutil.copytree(tiny_run, tmp_path / "sweep" / name, ignore=shutil.ignore_patterns("evaluation"))
+    return tmp_path / "sweep"
+
+
+def test_a_pattern_with_the_untuned_model_makes_one_table(two_runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "table"
+    metrics = run(f"run={two_runs}/*", "untuned=true", "eval.limit=8", "eval.controls=true", f"output={out}")
+    assert {"untuned_tiny/accuracy", "one/accuracy", "two/accuracy"} <= metrics.keys()
+    [untuned, one, two] = csv.DictReader((out / "runs.csv").open())
+    assert [untuned["run"], one["run"], two["run"]] == ["untuned_tiny", "one", "two"]
+    assert untuned["difference"] == "" and one["difference"] == two["difference"] != ""
+    for row in (one, two):
+        assert (row["n"], row["frames"], row["resolution"], row["decoder"]) == ("8", "8", "64x64", "auto")
+        assert row["prompt"] == untuned["prompt"] and row["checkpoint"].startswith("best_") and row["seed"] == "42"
+        assert row["shuffled frames"] and row["video gain"]
+    assert untuned["checkpoint"] == "untuned"
+    assert "Does it watch the video?" in (out / "controls.md").read_text()
+    page = (out / "report.html").read_text()
+    assert page.count("<article") == 8 and page.count("data:image/jpeg") == 8 and "&lt;visual×8&gt;" in page
+
+
+def test_rows_with_other_questions_are_refused_before_any_model_is_asked(two_runs: Path, tmp_path: Path) -> None:
+    recipe = two_runs / "two" / "config.yaml"
+    recipe.write_text(recipe.read_text().replace("test_split: test", "test_split: val"))
+    with pytest.raises(UserError, match=r"one and two would answer different questions \(shapes: 32, shapes: 24\)"):
+        run(f"run={two_runs}/*", f"output={tmp_path}/table")
+    assert not list(tmp_path.rglob("predictions.jsonl"))
+
+
+def test_a_run_without_checkpoint_is_named(two_runs: Path) -> None:
+    shutil.rmtree(checkpoint_folder(two_runs / "two"))
+    with pytest.raises(UserError, match=r"two: the run folder holds no checkpoint"):
+        run(f"run=[{two_runs}/one,{two_runs}/two]")
+    with pytest.raises(UserError, match="no run folder"):
+        run(f"run={two_runs}/x*")
+
+
+def test_answers_are_scored_again_without_a_model(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = [f"run={tiny_run}", f"output={tmp_path}", "eval.limit=6"]
+    with pytest.raises(UserError, match="6 of 6 questions have no answer yet"):
+        run(*common, "rescore=true")
+    run(*common)
+    before = (tmp_path / "predictions.jsonl").read_text()
+    monkeypatch.setattr("vidtune.run.answer_set.load_answerer", lambda *_: pytest.fail("a model was loaded"))
+    metrics = run(*common, "rescore=true", "data.task.name=open_answer")
+    assert "rouge_l" in metrics
+    run(*common)
+    assert (tmp_path / "predictions.jsonl").read_text() == before
+
+
+def start_processes(*overrides: str) -> list[multiprocessing.Process]:
+    """Two processes as torchrun starts them; forked, so that they need not import everything again."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        multiprocessing.get_context("fork").Process(target=run_as, args=(rank, port, overrides)) for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def run_as(rank: int, port: int, overrides: tuple[str, ...]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    run(*overrides)
+
+
+def test_two_processes_and_a_kill_give_the_file_of_one_process(tiny_run: Path, tmp_path: Path) -> None:
+    common = [f"run={tiny_run}", "data.num_workers=0", "eval.batch_size=1", "eval.report_samples=0"]
+    run(*common, f"output={tmp_path}/one")
+    parts = [tmp_path / "two" / name for name in ("predictions.jsonl", "predictions.part1.jsonl")]
+    processes = start_processes(*common, f"output={tmp_path}/two")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and any(process.is_alive() for process in processes):
+        if all(part.exists() and part.read_text().count("\n") >= 2 for part in parts):
+            break
+        time.sleep(0.005)
+    for process in processes:
+        process.kill()
+        process.join()
+    answered = sum(part.read_text().count("\n") for part in parts)
+    assert 4 <= answered < 32, "it was to be killed in the middle"
+
+    processes = start_processes(*common, f"output={tmp_path}/two")
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    assert not parts[1].exists()
+    one, two = (tmp_path / name / "predictions.jsonl" for name in ("one", "two"))
+    assert two.read_text() == one.read_text()
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert metrics[0] == metrics[1]
