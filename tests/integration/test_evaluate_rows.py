@@ -122,3 +122,12 @@ def test_two_processes_and_a_kill_give_the_file_of_one_process(tiny_run: Path, t
     assert two.read_text() == one.read_text()
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
     assert metrics[0] == metrics[1]
+
+
+def test_perplexity_of_the_answers_and_likelihood_of_the_options(tiny_run: Path, tmp_path: Path) -> None:
+    common = [f"run={tiny_run}", "eval.limit=4", "eval.report_samples=0"]
+    with pytest.raises(UserError, match="set both or neither to perplexity"):
+        run(*common, "eval.scoring=perplexity")
+    metrics = run(*common, f"output={tmp_path}/p", "eval.scoring=perplexity", "data.task={name: perplexity}")
+    assert metrics["perplexity"] > 1 and 0 <= metrics["token_accuracy"] <= 1
+    assert run(*common, f"output={tmp_path}/l", "eval.scoring=likelihood")["unparsed"] == 0

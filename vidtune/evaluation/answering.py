@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from vidtune.contracts import Batch, Message, Processor, Sample, UserError
 from vidtune.data.media_source import MediaSource
 from vidtune.data.rows import Encoder, PackedRow, pad_prompts, prefix_key
+from vidtune.evaluation.perplexity import likelihood_text
 from vidtune.models.base import VideoLLM
 
 Answer = tuple[Sample, str, str]
@@ -36,27 +37,29 @@ class _Prompts(Dataset):
 
 
 class _Options(Dataset):
-    """One row per question: its prompt once, every option as a branch."""
+    """One row per question: its prompt once, every candidate answer as a branch."""
 
-    def __init__(self, samples: Sequence[Sample], encoder: Encoder, source: MediaSource) -> None:
-        self.samples, self.encoder, self.source = samples, encoder, source
+    def __init__(
+        self, samples: Sequence[Sample], candidates: Sequence[Sequence[str]], encoder: Encoder, source: MediaSource
+    ) -> None:
+        self.samples, self.candidates, self.encoder, self.source = samples, candidates, encoder, source
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[int, Batch, list[str]]:
-        sample = self.samples[index]
-        encoded = [self.encoder(_answered(sample, option)) for option in sample.options]
+        sample, answers = self.samples[index], self.candidates[index]
+        encoded = [self.encoder(_answered(sample, answer)) for answer in answers]
         row = PackedRow()
         shared = bool(prefix_key(encoded[0])) and len({prefix_key(variant) for variant in encoded}) == 1
         ones = [1.0] * len(encoded)
         if shared:
             row.media += [self.source.load(plan) for plan in encoded[0].plans]
-            row.add_segment(0, encoded, ones, list(sample.options), "token")
+            row.add_segment(0, encoded, ones, answers, "token")
         else:
             for number, variant in enumerate(encoded):
                 row.media += [self.source.load(plan) for plan in variant.plans]
-                row.add_segment(number, [variant], [1.0], [sample.options[number]], "token")
+                row.add_segment(number, [variant], [1.0], [answers[number]], "token")
         return index, row.batch(1.0, self.source.processor), [self.source.why_bad(sample.media)]
 
 
@@ -103,30 +106,62 @@ def most_likely_options(
     processor: Processor,
     source: MediaSource,
     samples: Sequence[Sample],
+    candidates: Callable[[Sample], Sequence[str]],
     *,
     num_workers: int,
     device: torch.device | str,
 ) -> Iterator[Answer]:
-    """The option whose whole answer has the highest log-probability under the ``infer`` preset.
+    """The candidate whose whole answer has the highest log-probability under the ``infer`` preset.
+
+    Args:
+        candidates: the possible answers to a sample.
 
     Raises:
-        UserError: a sample without options.
+        UserError: a sample without candidates.
     """
-    without = next((sample for sample in samples if not sample.options), None)
+    answers = [list(candidates(sample)) for sample in samples]
+    without = next((sample for sample, options in zip(samples, answers) if not options), None)
     if without is not None:
         raise UserError(
             f"{without.source} sample {without.sample_id}: eval.scoring=likelihood compares options, and it has none. "
             f"Use eval.scoring=generate."
         )
     network.eval()
-    for index, batch, bad in _loader(_Options(samples, Encoder(processor, source, "infer"), source), num_workers):
+    dataset = _Options(samples, answers, Encoder(processor, source, "infer"), source)
+    for index, batch, bad in _loader(dataset, num_workers):
         batch = batch.to(device)
         with torch.no_grad():
             output = network(batch)
-        sample = samples[index]
-        totals = torch.zeros(len(sample.options), device=output.nll.device)
+        totals = torch.zeros(len(answers[index]), device=output.nll.device)
         totals.index_add_(0, batch.target_samples, output.nll)
-        yield sample, sample.options[int(totals.argmin())], bad[0]
+        yield samples[index], answers[index][int(totals.argmin())], bad[0]
+
+
+def reference_likelihoods(
+    network: VideoLLM,
+    processor: Processor,
+    source: MediaSource,
+    samples: Sequence[Sample],
+    *,
+    num_workers: int,
+    device: torch.device | str,
+) -> Iterator[Answer]:
+    """How likely the reference answer is under the ``infer`` preset, as ``likelihood_text``.
+
+    Raises:
+        UserError: a sample whose last turn is no answer.
+    """
+    without = next((sample for sample in samples if sample.messages[-1].role != "assistant"), None)
+    if without is not None:
+        raise UserError(f"{without.source} sample {without.sample_id}: it has no answer to measure the likelihood of.")
+    network.eval()
+    references = [[sample.messages[-1].text] for sample in samples]
+    dataset = _Options(samples, references, Encoder(processor, source, "infer"), source)
+    for index, batch, bad in _loader(dataset, num_workers):
+        with torch.no_grad():
+            output = network(batch.to(device))
+        text = likelihood_text(float(output.nll.sum()), output.nll.numel(), int(output.correct.sum()))
+        yield samples[index], text, bad[0]
 
 
 def _loader(dataset: Dataset, num_workers: int) -> DataLoader:

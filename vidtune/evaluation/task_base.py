@@ -32,6 +32,10 @@ class Task(Protocol):
 
     def score(self, sample: Sample, text: str) -> Prediction: ...
 
+    def candidates(self, sample: Sample) -> tuple[str, ...]:
+        """The answers whose likelihoods are compared, worded as the model was trained to answer; none for free text."""
+        ...
+
     def bad_media(self, sample: Sample, reason: str) -> Prediction:
         """The (wrong) prediction for a sample whose media could not be read."""
         ...
@@ -72,6 +76,9 @@ class TaskBase:
 
     def options(self, sample: Sample) -> tuple[str, ...]:
         return sample.options
+
+    def candidates(self, sample: Sample) -> tuple[str, ...]:
+        return self.options(sample)
 
     def label_of(self) -> LabelOf:
         return reference_answer

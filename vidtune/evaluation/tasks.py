@@ -13,11 +13,13 @@ from typing import Any, Literal
 from vidtune.contracts import Message, Sample, UserError
 from vidtune.evaluation import summaries
 from vidtune.evaluation.classification import classes
+from vidtune.evaluation.comparison import mean_interval
 from vidtune.evaluation.metrics import LabelOf
+from vidtune.evaluation.perplexity import Perplexity
 from vidtune.evaluation.records import Prediction
 from vidtune.evaluation.tables import Table
 from vidtune.evaluation.task_base import Task, TaskBase
-from vidtune.evaluation.text_metrics import meteor, rouge_l, why_no_meteor
+from vidtune.evaluation.text_metrics import bert_scores, meteor, rouge_l, why_no_bert_score, why_no_meteor
 from vidtune.text.answers import (
     LETTERS,
     contains_answer,
@@ -48,6 +50,20 @@ class MultipleChoice(TaskBase):
                 f"options with the answer's text among them; found options {list(sample.options)} and answer "
                 f"{sample.answer!r}. Choose data.task.name=open_answer, or correct the annotation."
             )
+
+    def candidates(self, sample: Sample) -> tuple[str, ...]:
+        """The data set's own wording of the right answer (``B``, ``B. a dog``), carried over to every option."""
+        reply = sample.messages[-1].text if sample.messages[-1].role == "assistant" else ""
+        if reply == sample.answer:
+            return sample.options
+        right = LETTERS[sample.options.index(sample.answer)]
+        before, named, after = reply.partition(right)
+        if not named or before.strip("( "):
+            return tuple(LETTERS[: len(sample.options)])
+        return tuple(
+            before + letter + after.replace(sample.answer, option)
+            for letter, option in zip(LETTERS, sample.options, strict=False)
+        )
 
     def parse(self, sample: Sample, text: str) -> str | None:
         letter = parse_choice_letter(text, sample.options)
@@ -123,9 +139,12 @@ class OpenAnswer(TaskBase):
     Args:
         correct_by: ``exact_match`` (the official rule of ActivityNet-QA; unfair to models that write sentences) or
             ``contains_answer`` (the reference occurs in the answer as whole words).
+        bert_model: folder of the model that BERTScore compares with, or its name in the Hugging Face cache; empty: it
+            is not computed.
     """
 
     correct_by: Literal["exact_match", "contains_answer"] = "exact_match"
+    bert_model: str = ""
 
     def options(self, sample: Sample) -> tuple[str, ...]:
         return ()
@@ -158,13 +177,33 @@ class OpenAnswer(TaskBase):
         if not any("meteor" in prediction.score for prediction in predictions):
             reason = why_no_meteor() or "these predictions were scored without it; score them again"
             table.notes.append(f"meteor: not computed: {reason}")
+        if reason := why_no_bert_score(self.bert_model):
+            table.notes.append(f"bert_score: not computed: {reason}")
+        else:
+            values = self._bert_scores(predictions)
+            low, high = mean_interval(values) or (values[0], values[0])
+            table.notes.append(
+                f"bert_score: {100 * sum(values) / len(values):.1f} % (95 % interval {100 * low:.1f} to "
+                f"{100 * high:.1f}, F1 of {self.bert_model}, last layer, not rescaled)"
+            )
         return table
+
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        numbers = super().metrics(predictions)
+        if why_no_bert_score(self.bert_model) is None:
+            values = self._bert_scores(predictions)
+            numbers["bert_score"] = sum(values) / len(values)
+        return numbers
+
+    def _bert_scores(self, predictions: Sequence[Prediction]) -> tuple[float, ...]:
+        return bert_scores([p.prediction for p in predictions], [p.answer for p in predictions], self.bert_model)
 
 
 TASKS: dict[str, type[TaskBase]] = {
     "multiple_choice": MultipleChoice,
     "closed_set": ClosedSet,
     "open_answer": OpenAnswer,
+    "perplexity": Perplexity,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.progress import track
 
 from vidtune.contracts import Sample, UserError
 from vidtune.data.media_source import MediaSource
+from vidtune.evaluation.answering import Answer
 from vidtune.evaluation.controls import CONTROLS, Control
 from vidtune.evaluation.parts import join_parts, part_path, rewrite
 from vidtune.evaluation.records import Prediction, PredictionWriter, done_ids, read_predictions
@@ -106,8 +107,7 @@ class AnswerSet:
         if mine:
             with PredictionWriter(part_path(path, processes.rank), made_by, len(self.samples), self.made_by) as writer:
                 answerer = load()
-                ask = answerer.most_likely if cfg.eval.scoring == "likelihood" else answerer.generate
-                answers = ask(mine, control.source(source))
+                answers = self._ask(answerer, mine, control.source(source))
                 label = f"{self.row.name}: {control.name}"
                 console = Console(stderr=True, quiet=not processes.first)
                 for sample, text, bad in track(answers, label, total=len(mine), console=console):
@@ -117,6 +117,15 @@ class AnswerSet:
             join_parts(path, made_by, len(self.samples), self.made_by)
             self._score(path)
         processes.wait()
+
+    def _ask(self, answerer: Answerer, samples: list[Sample], source: MediaSource) -> Iterator[Answer]:
+        match self.row.cfg.eval.scoring:
+            case "likelihood":
+                return answerer.most_likely(samples, self.task.candidates, source)
+            case "perplexity":
+                return answerer.reference_likelihoods(samples, source)
+            case _:
+                return answerer.generate(samples, source)
 
     def _score(self, path: Path) -> None:
         """Scores are those of the present task, whichever wrote the lines; the order is that of the data set."""

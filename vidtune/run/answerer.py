@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 from vidtune.checkpoint.trained import load_adapter, load_trained
 from vidtune.contracts import Processor, Sample
 from vidtune.data.media_source import MediaSource
-from vidtune.evaluation.answering import Answer, generate_answers, most_likely_options
+from vidtune.evaluation.answering import Answer, generate_answers, most_likely_options, reference_likelihoods
 from vidtune.models.base import VideoLLM
 from vidtune.run.build import build_network, build_source, build_tuned_network
 
@@ -45,21 +46,31 @@ class Answerer:
                 samples,
                 batch_size=self.cfg.eval.batch_size,
                 max_new_tokens=self.cfg.eval.max_new_tokens,
-                num_workers=self.cfg.data.num_workers,
-                device=self.device,
+                **self._loading,
             )
 
-    def most_likely(self, samples: Sequence[Sample], source: MediaSource | None = None) -> Iterator[Answer]:
-        """The option with the highest likelihood; see ``generate`` for ``source``."""
+    def most_likely(
+        self,
+        samples: Sequence[Sample],
+        candidates: Callable[[Sample], Sequence[str]],
+        source: MediaSource | None = None,
+    ) -> Iterator[Answer]:
+        """The candidate with the highest likelihood; see ``generate`` for ``source``."""
         with self._autocast():
             yield from most_likely_options(
-                self.network,
-                self.processor,
-                source or self.source,
-                samples,
-                num_workers=self.cfg.data.num_workers,
-                device=self.device,
+                self.network, self.processor, source or self.source, samples, candidates, **self._loading
             )
+
+    def reference_likelihoods(self, samples: Sequence[Sample], source: MediaSource | None = None) -> Iterator[Answer]:
+        """How likely the reference answers are; see ``generate`` for ``source``."""
+        with self._autocast():
+            yield from reference_likelihoods(
+                self.network, self.processor, source or self.source, samples, **self._loading
+            )
+
+    @property
+    def _loading(self) -> dict[str, Any]:
+        return {"num_workers": self.cfg.data.num_workers, "device": self.device}
 
     def _autocast(self) -> torch.autocast:
         precision = self.cfg.hardware.precision

@@ -23,7 +23,7 @@ from vidtune.run.report import save_report
 from vidtune.run.table_rows import TableRow, table_rows
 from vidtune.training.strategies import num_processes
 
-SCORINGS = ("generate", "likelihood")
+SCORINGS = ("generate", "likelihood", "perplexity")
 
 
 def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
@@ -46,6 +46,11 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]
         check_config(row.cfg)
         if row.cfg.eval.scoring not in SCORINGS:
             raise UserError(f"eval.scoring={row.cfg.eval.scoring!r}; expected one of {', '.join(SCORINGS)}.")
+        if (row.cfg.eval.scoring == "perplexity") != (row.cfg.data.task.name == "perplexity"):
+            raise UserError(
+                f"eval.scoring={row.cfg.eval.scoring} and data.task.name={row.cfg.data.task.name}: perplexity is asked "
+                f"and scored as such; set both or neither to perplexity."
+            )
     with join_processes(num_processes(cfg.hardware)) as processes:
         start_logging()
         L.seed_everything(cfg.seed, workers=True, verbose=False)

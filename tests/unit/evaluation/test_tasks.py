@@ -139,4 +139,28 @@ def test_unknown_tasks_and_options_name_the_known_ones():
         build_task("multiple")
     with pytest.raises(UserError, match=r"no option 'label'.*labels"):
         build_task("closed_set", label=["x"])
-    assert set(TASKS) == {"multiple_choice", "closed_set", "open_answer"}
+    assert set(TASKS) == {"multiple_choice", "closed_set", "open_answer", "perplexity"}
+
+
+def test_bert_score_is_computed_from_a_local_model_or_says_what_it_lacks(tmp_path):
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "ball", "cat"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        )
+    ).save_pretrained(tmp_path)
+    task = build_task("open_answer", bert_model=str(tmp_path))
+    same = [task.score(sample("1", "red ball"), "red ball"), task.score(sample("2", "blue cat"), "blue cat")]
+    assert task.metrics(same)["bert_score"] == pytest.approx(1.0, abs=1e-5)
+    other = [task.score(sample("1", "red ball"), "blue cat")]
+    assert task.metrics(other)["bert_score"] < 1
+    assert any(note.startswith("bert_score: 100.0 %") for note in task.summarise(same).notes)
+    for model, reason in (("", "no model is named"), ("nobody/nothing", "neither a folder nor in the Hugging Face")):
+        notes = build_task("open_answer", bert_model=model).summarise(same).notes
+        assert any(note.startswith("bert_score: not computed: ") and reason in note for note in notes)
