@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.families.golden import golden_cases
-from vidtune.contracts import IGNORE, Batch, Encoded, MediaInfo, MediaItem, MediaPlan, MediaRef, Message
+from vidtune.contracts import IGNORE, Batch, Encoded, MediaInfo, MediaItem, MediaPlan, MediaRef, Message, Preset
 from vidtune.data.rows import pad_prompts
 from vidtune.models.aria.network import Aria
 from vidtune.models.aria.processor import AriaProcessor
@@ -85,27 +85,29 @@ class Case:
         load_weights(network, str(self.folder))
         return network.eval()
 
-    def processor(self, run: str, num_frames: int = 8) -> AriaProcessor:
+    def processor(self, run: str, num_frames: int = 8, **overrides: Any) -> AriaProcessor:
         options = self.config["runs"][run]
-        return AriaProcessor(
-            tokenizer_path=str(self.root / "tokenizer"),
-            num_frames=num_frames,
-            max_image_size=options["size"],
-            split_image=options.get("split", False),
-            max_length=options.get("max_seq_length", 4096),
-        )
+        arguments = {
+            "max_image_size": options["size"],
+            "split_image": options.get("split", False),
+            "max_length": options.get("max_seq_length", 4096),
+        }
+        return AriaProcessor(str(self.root / "tokenizer"), num_frames=num_frames, **arguments | overrides)
 
     def annotations(self, run: str) -> list[dict[str, Any]]:
         text = (self.root / "inputs" / f"{self.config['runs'][run]['rows']}.jsonl").read_text()
         return [json.loads(line) for line in text.splitlines() if line.strip()]
 
-    def rows(self, run: str, preset: str = "train", generation: bool = False) -> list[Row]:
-        return [self._row(run, annotation, preset, generation) for annotation in self.annotations(run)]
+    def rows(self, run: str, preset: Preset = "train", generation: bool = False, **overrides: Any) -> list[Row]:
+        """The rows of a run; ``overrides`` go to the processor."""
+        return [self._row(run, annotation, preset, generation, overrides) for annotation in self.annotations(run)]
 
-    def _row(self, run: str, annotation: dict[str, Any], preset: str, generation: bool) -> Row:
+    def _row(
+        self, run: str, annotation: dict[str, Any], preset: Preset, generation: bool, overrides: dict[str, Any]
+    ) -> Row:
         video = annotation.get("video") or {}
         images = iter(annotation.get("images") or [])
-        processor = self.processor(run, video.get("num_frames", 8))
+        processor = self.processor(run, video.get("num_frames", 8), **overrides)
         frames: list[np.ndarray] = []
         plans: list[MediaPlan] = []
 
@@ -138,12 +140,11 @@ class Case:
     def padded(self, run: str) -> Padded:
         """The training batch of a run; made once, not to be changed."""
         if run not in self._padded:
-            self._padded[run] = self._pad(run)
+            self._padded[run] = self.pad(self.rows(run))
         return self._padded[run]
 
-    def _pad(self, run: str) -> Padded:
-        rows = self.rows(run)
-        pad_id = self.processor(run).pad_id
+    def pad(self, rows: list[Row]) -> Padded:
+        pad_id = self.processor(self.runs("train")[0]).pad_id
         length = max(row.encoded.num_tokens for row in rows)
         shape = (len(rows), length)
         ids, labels = torch.full(shape, pad_id), torch.full(shape, IGNORE)

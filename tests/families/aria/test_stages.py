@@ -96,7 +96,7 @@ def test_decoder_layer_by_layer(case: Case, run: str, attention: str) -> None:
     _close(torch.stack([states[rows, columns] for states in output.hidden_states]), expected["hidden_states"], HIDDEN)
     _close(network.language.lm_head(output.last_hidden_state[rows, columns]), expected["logits"], LOGITS)
 
-    shape, config = padded.input_ids.shape, network.config.text_config
+    shape, config = padded.input_ids.shape, network.native_config.text_config
     routers = torch.stack([logits.view(*shape, -1) for logits in output.router_logits])
     _close(routers[:, rows, columns], expected["router_logits"], HIDDEN)
     chosen = routers.topk(config.moe_topk, dim=-1)

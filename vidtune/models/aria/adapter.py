@@ -81,7 +81,7 @@ def read_original_adapter(folder: Path) -> OriginalAdapter:
     broken = sorted(path for path, pair in pairs.items() if set(pair) != {"A", "B"})
     if broken:
         raise UserError(f"{files[0]}: no complete lora_A and lora_B for {', '.join(broken[:5])}.")
-    parameters = tuple(path for path in pairs if path.endswith(_EXPERT_PARAMETERS))
+    parameters = tuple(path for path in pairs if path.rpartition(".")[0].endswith(".experts"))
     return OriginalAdapter(
         config["r"],
         config["lora_alpha"],

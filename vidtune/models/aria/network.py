@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AriaConfig, AriaTextForCausalLM
+from transformers import AriaConfig, AriaTextConfig, AriaTextForCausalLM, Idefics3VisionConfig
 from transformers.models.aria.modeling_aria import AriaProjector
 
 from vidtune.contracts import Batch, MediaItem
@@ -31,11 +31,12 @@ class Aria(VideoLLM):
 
     def __init__(self, config: AriaConfig, moe_z_loss_coeff: float, moe_aux_loss_coeff: float) -> None:
         super().__init__()
-        self.config = config
+        # Not called ``config``: PEFT would take the network for a transformers model and rename its adapter targets.
+        self.native_config: Any = config
         self.moe_z_loss_coeff, self.moe_aux_loss_coeff = moe_z_loss_coeff, moe_aux_loss_coeff
-        self.vision = AriaVision(config.vision_config)
+        self.vision = AriaVision(cast(Idefics3VisionConfig, config.vision_config))
         self.connector = AriaProjector(config)
-        self.language = AriaTextForCausalLM(config.text_config)
+        self.language = AriaTextForCausalLM(cast(AriaTextConfig, config.text_config))
 
     def features(self, items: Sequence[MediaItem]) -> list[dict[str, Tensor]]:
         """``values`` (T, P, C) of each item's images and their ``patch_counts`` (T, 2)."""
@@ -68,9 +69,9 @@ class Aria(VideoLLM):
 
     def _auxiliary(self, router_logits: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
         weights = None if batch.token_weights is None else batch.token_weights.flatten()
-        experts = self.config.text_config.moe_num_experts
+        experts = self.native_config.text_config.moe_num_experts
         layers = [
-            router_losses(logits.reshape(-1, experts), self.config.text_config.moe_topk, weights)
+            router_losses(logits.reshape(-1, experts), self.native_config.text_config.moe_topk, weights)
             for logits in router_logits
         ]
         z_losses, balancing = zip(*layers, strict=True)

@@ -1,4 +1,4 @@
-"""The seeded checkpoint that ``model=aria_tiny`` starts from: Aria with 0.2 M weights."""
+"""The seeded checkpoint that ``model=aria_tiny`` starts from: Aria with 0.26 M weights."""
 
 from __future__ import annotations
 

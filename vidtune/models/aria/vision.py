@@ -89,7 +89,7 @@ class AriaVision(Idefics3VisionTransformer):
     def __init__(self, config: Idefics3VisionConfig) -> None:
         super().__init__(config)
         self.embeddings = AriaVisionEmbeddings(config)
-        self.post_layernorm = UnusedNorm(config.hidden_size)
+        self.post_layernorm = UnusedNorm(config.hidden_size)  # type: ignore[assignment]
 
     def forward(self, pixel_values: Tensor, patch_counts: Tensor) -> Tensor:  # type: ignore[override]
         """Encode images.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def build_network(
         moe_z_loss_coeff, moe_aux_loss_coeff: factors of the router losses in training; the defaults are those of the
             original's NExT-QA recipes.
     """
-    config = read_config(resolve_folder(path))
+    config: Any = read_config(resolve_folder(path))
     config.vision_config._attn_implementation = vision_attention
     config.text_config._attn_implementation = attention
     with no_init_weights(), _default_dtype(getattr(torch, dtype)):
@@ -87,7 +88,7 @@ def export_weights(network: Aria, folder: Path) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = AriaConfig.from_dict(network.config.to_dict())
+    config = AriaConfig.from_dict(network.native_config.to_dict())
     config.architectures = ["AriaForConditionalGeneration"]
     config.save_pretrained(folder)
     write_folder(folder, KEY_TABLE.to_theirs(network.state_dict().items()))
@@ -100,7 +101,7 @@ def _with_unused_norm(tensors: Iterable[tuple[str, Tensor]], network: Aria) -> I
         waiting.discard(name)
         yield name, tensor
     for name in sorted(waiting):
-        yield name, torch.zeros(network.config.vision_config.hidden_size)
+        yield name, torch.zeros(network.native_config.vision_config.hidden_size)
 
 
 @contextmanager

@@ -15,9 +15,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_linear, grouped_mm_experts_forward
 
 from vidtune.contracts import UserError
@@ -70,6 +72,10 @@ class ExpertLora(nn.Module):
             (S, out) in the dtype of ``x``; fp32 pairs are cast to it, as autocast would.
         """
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
+        # Grouped products want rows of whole 16 bytes: small ranks are filled up with zeros.
+        missing = -self.rank % (16 // x.element_size())
+        if missing:
+            a, b = F.pad(a, (0, missing)), F.pad(b, (0, 0, 0, missing))
         low = _grouped_linear(self.dropout(x), a, offsets, is_transposed=True)
         return self.scaling * _grouped_linear(low, b, offsets, is_transposed=True)
 
@@ -79,7 +85,7 @@ class ExpertLora(nn.Module):
 
 
 def grouped_lora_experts_forward(
-    self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+    self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
     """Experts implementation with adapters; without any, transformers' ``grouped_mm``.
 
@@ -140,7 +146,7 @@ def attach_expert_lora(
     parameters = {name: parameter for name, parameter in network.named_parameters() if regex.fullmatch(name)}
     for name, parameter in parameters.items():
         path, _, leaf = name.rpartition(".")
-        experts = network.get_submodule(path)
+        experts: Any = network.get_submodule(path)
         # Under ZeRO-3 the parameter itself is empty and its shape lies beside it.
         shape = getattr(parameter, "ds_shape", parameter.shape)
         if len(shape) != 3 or leaf not in ("gate_up_proj", "down_proj") or not hasattr(experts, "is_transposed"):
@@ -174,12 +180,12 @@ def attach_expert_lora(
     return adapted
 
 
-def adapted_experts(network: nn.Module) -> Iterator[tuple[str, nn.Module, nn.ModuleDict]]:
+def adapted_experts(network: nn.Module) -> Iterator[tuple[str, Any, dict[str, ExpertLora]]]:
     """(path, experts module, adapters by parameter name) of every adapted layer."""
     for path, module in network.named_modules():
         adapters = module._modules.get(CHILD)
         if isinstance(adapters, nn.ModuleDict):
-            yield path, module, adapters
+            yield path, module, {name: child for name, child in adapters.items() if isinstance(child, ExpertLora)}
 
 
 @torch.no_grad()

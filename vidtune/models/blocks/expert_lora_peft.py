@@ -82,5 +82,5 @@ def load_expert_lora_state(network: nn.Module, state: Mapping[str, Tensor]) -> s
     return used
 
 
-def _in_order(experts: nn.Module, adapters: nn.ModuleDict) -> list[str]:
+def _in_order(experts: nn.Module, adapters: Mapping[str, nn.Module]) -> list[str]:
     return [name for name, _ in experts.named_parameters(recurse=False) if name in adapters]
