@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def build_network(
     attention: str = PACKED_SDPA,
     vision_attention: str = "sdpa",
     audio_branch: bool = False,
-    sizes: dict[str, int] | None = None,
+    sizes: dict[str, Any] | None = None,
 ) -> VideoLlama:
     """Build without loading weights.
 
