@@ -24,7 +24,12 @@ CHECKED_BY = {
     # Sampling, schedule and data set belong to shared code; the tests beside it read the same golden folders.
     "unit/media/test_sampling": ("sampling_requests.json", "expected_sampling.json"),
     "unit/training/test_warmup_and_floor": ("lr_requests.json", "expected_lr_schedule.json"),
-    "unit/data/prepare": ("split_manifest.json", "split_ground_truth.json", "split_clips.json", "expected_split.json"),
+    "unit/data/test_prepare_qevd": (
+        "split_manifest.json",
+        "split_ground_truth.json",
+        "split_clips.json",
+        "expected_split.json",
+    ),
 }
 
 

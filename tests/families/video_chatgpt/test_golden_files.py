@@ -30,8 +30,8 @@ COMPARED = (
     "weights/clip/preprocessor_config.json",
 )
 ELSEWHERE = (
-    "inputs/instructions.json",  # data preparation
-    "expected/train.json",  # data preparation
+    "inputs/instructions.json",  # unit/data/test_prepare_video_instruct
+    "expected/train.json",  # unit/data/test_prepare_video_instruct
     "inputs/bench.json",  # evaluation
     "expected/bench.json",  # evaluation
 )

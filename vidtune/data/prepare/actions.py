@@ -1,7 +1,7 @@
 """A folder per action to the annotation that Video-LLaMA reads: ``{"video", "QA": [{"q", "a"}]}``, a file per split.
 
 Understood below ``root``: ``<class>/*.avi`` or ``<split>/<class>/*.avi``, with train and test, val where it is there.
-Understood below ``root``: ``<class>/*.avi`` or ``<split>/<class>/*.avi`` with train and test, and val where it is there.
+Understood below ``root``: ``<class>/*.avi`` or ``<split>/<class>/*.avi``, with train and test and perhaps val.
 in the split of their original. ``classes.json`` lists the answers with their counts.
 """
 
