@@ -21,17 +21,19 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from vidtune.checkpoint.locate import checkpoint_folder, find_checkpoint, find_run
+from vidtune.checkpoint.storage import AtomicCheckpointIO
 from vidtune.contracts import UserError
 from vidtune.data.datamodule import VideoDataModule
 from vidtune.evaluation.curves import read_metrics
 from vidtune.evaluation.plots import plot_curves, save
+from vidtune.run import slurm
 from vidtune.run.build import build_datamodule, build_processor, build_tuned_network, prepare
 from vidtune.run.checks import check_config
 from vidtune.run.logs import start_logging
 from vidtune.run.recipe import save_recipe, with_recipe
 from vidtune.training.callbacks import BadMediaLedger, Interrupt, Meters, TextLog
 from vidtune.training.module import VideoTuner
-from vidtune.training.strategies import build_strategy
+from vidtune.training.strategies import build_strategy, precision_plugins
 from vidtune.tuning.groups import tuning_table
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
             can be known.
         Interrupted: after SIGINT or SIGTERM.
     """
-    resumed = find_run(cfg.resume, Path(cfg.paths.runs_dir)) if cfg.resume else None
+    resumed = find_run(cfg.resume, Path(cfg.paths.runs_dir)) if cfg.resume else _requeued_run(cfg)
     checkpoint = find_checkpoint(resumed, "last") if resumed else None
     if resumed:
         cfg = with_recipe(cfg, resumed, overrides, everything=True)
@@ -95,20 +97,36 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
     return _finish(cfg, trainer, interrupt, run_dir)
 
 
+def _run_dir(cfg: DictConfig) -> Path:
+    """The folder that a new run writes into."""
+    if not cfg.run_name and not slurm.job_id() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("run_name is not set: processes that torchrun starts need one to share. Set run_name=...")
+    number = slurm.job_id() or time.strftime("%Y%m%d_%H%M%S")
+    name = cfg.run_name or "_".join((cfg.model.name, cfg.data.name, cfg.tuning.name, number))
+    if set(name) & set("=,[]{}'\"") or "/" in name:
+        raise UserError(f"run_name={name!r}: a run's name must hold no = , / brackets or quotes; it becomes a folder.")
+    return Path(cfg.paths.runs_dir) / name
+
+
 def _new_run_dir(cfg: DictConfig) -> Path:
     if pinned := os.environ.get(RUN_DIR_VARIABLE):
         return Path(pinned)
-    name = cfg.run_name or "_".join((cfg.model.name, cfg.data.name, cfg.tuning.name, time.strftime("%Y%m%d_%H%M%S")))
-    if set(name) & set("=,[]{}'\"") or "/" in name:
-        raise UserError(f"run_name={name!r}: a run's name must hold no = , / brackets or quotes; it becomes a folder.")
-    run_dir = Path(cfg.paths.runs_dir) / name
+    run_dir = _run_dir(cfg)
     # Without a checkpoint nothing can be lost: a run that failed before its first one may be started again.
-    if any(checkpoint_folder(run_dir).glob("*")) or (run_dir / "summary.json").exists():
+    begun = any(checkpoint_folder(run_dir).glob("*.ckpt")) or (run_dir / "summary.json").exists()
+    # The other processes may see what the first one has begun to write.
+    if begun and rank_zero_only.rank == 0:
         raise UserError(
-            f"run_name={name}: {run_dir} holds a run already. Choose another run_name, remove the folder, or go on "
-            f"with it: resume={run_dir}."
+            f"run_name={run_dir.name}: {run_dir} holds a run already. Choose another run_name, remove the folder, or "
+            f"go on with it: resume={run_dir}."
         )
     return run_dir
+
+
+def _requeued_run(cfg: DictConfig) -> Path | None:
+    """The folder of this SLURM job's run, where the job was queued again and has a checkpoint to go on from."""
+    run_dir = _run_dir(cfg) if slurm.restarted() else None
+    return run_dir if run_dir and any(checkpoint_folder(run_dir).glob("*.ckpt")) else None
 
 
 def _build_and_report(cfg: DictConfig) -> tuple[Any, Any]:
@@ -158,12 +176,12 @@ def _build_trainer(cfg: DictConfig, data: VideoDataModule, run_dir: Path, interr
                 EarlyStopping(cfg.trainer.monitor, mode=cfg.trainer.monitor_mode, patience=cfg.trainer.early_stopping)
             )
     callbacks += [instantiate(callback) for callback in cfg.callbacks.values()]
-    return L.Trainer(
+    plugins = precision_plugins(cfg.strategy, cfg.hardware)
+    trainer = L.Trainer(
         accelerator=cfg.hardware.accelerator,
         devices=cfg.hardware.devices,
         num_nodes=cfg.hardware.num_nodes,
         strategy=build_strategy(cfg.strategy, cfg.hardware),
-        precision=cfg.hardware.precision,
         max_epochs=1,
         max_steps=data.steps,
         accumulate_grad_batches=accumulation,
@@ -177,7 +195,11 @@ def _build_trainer(cfg: DictConfig, data: VideoDataModule, run_dir: Path, interr
         callbacks=callbacks,
         default_root_dir=run_dir,
         enable_model_summary=False,
+        precision=None if plugins else cfg.hardware.precision,
+        plugins=[*plugins, *slurm.trainer_plugins()] or None,
     )
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    return trainer
 
 
 def _loggers(cfg: DictConfig, run_dir: Path) -> list[Any]:
@@ -210,7 +232,7 @@ def _summarise(run_dir: Path, metrics: dict[str, float], step: int) -> None:
 
 def _finish(cfg: DictConfig, trainer: L.Trainer, interrupt: Interrupt, run_dir: Path) -> dict[str, float]:
     last = checkpoint_folder(run_dir) / f"step_{trainer.global_step:06d}.ckpt"
-    if not last.exists():
+    if not trainer.strategy.broadcast(last.exists()):
         trainer.save_checkpoint(last)
     for logger in trainer.loggers:
         logger.finalize("success")
@@ -220,6 +242,8 @@ def _finish(cfg: DictConfig, trainer: L.Trainer, interrupt: Interrupt, run_dir: 
         log.warning("%(bad_media)d media could not be read; they hit %(bad_media_rows)d rows: see bad_media.csv.", bad)
     _summarise(run_dir, metrics | bad, trainer.global_step)
     if interrupt.signal is not None:
+        if interrupt.signal == "SIGUSR1" and rank_zero_only.rank == 0:
+            slurm.requeue()
         log.warning("stopped by %s at step %d; go on with: resume=%s", interrupt.signal, trainer.global_step, run_dir)
         raise Interrupted(143 if interrupt.signal == "SIGTERM" else 130)
     return metrics

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from vidtune.contracts import Batch, NetworkOutput
 from vidtune.models.base import VideoLLM
@@ -56,11 +57,13 @@ class VideoTuner(L.LightningModule):
         self.step_loss = torch.zeros(())
         self.step_auxiliary: dict[str, Tensor] = {}
         self.step_samples: list[str] = []
-        self._restored_rng: dict[str, Tensor] = {}
+        self._restored_rng: list[dict[str, Tensor]] = []
 
     def configure_model(self) -> None:
         if self.network is None:
             self.network, self.policies = self._build()
+            if (shard := getattr(self.trainer.strategy, "shard", None)) is not None:
+                shard(self.network)
 
     def configure_optimizers(self) -> Any:
         assert self.network is not None
@@ -100,9 +103,10 @@ class VideoTuner(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse a gradient that is not finite before it reaches the weights."""
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [_local(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients and not torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all():
-            names = [n for n, p in self.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+            graded = ((n, p.grad) for n, p in self.named_parameters() if p.grad is not None)
+            names = [n for n, gradient in graded if not torch.isfinite(_local(gradient)).all()]
             raise NonFiniteError(
                 f"step {self.global_step}: the gradient of {names[0] if names else 'a shard'} is not finite; the step "
                 f"held samples {', '.join(self.step_samples)}. Lower optim.lr or trainer.grad_clip."
@@ -153,9 +157,7 @@ class VideoTuner(L.LightningModule):
         assert self.network is not None
         names = {f"network.{name}" for name in trainable_state(self.network)}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in names}
-        checkpoint["rng_state"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            checkpoint["cuda_rng_state"] = torch.cuda.get_rng_state()
+        checkpoint["rng_states"] = _from_all_processes(_rng_state())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Strict about what trains.
@@ -172,11 +174,31 @@ class VideoTuner(L.LightningModule):
                 f"missing ({', '.join(sorted(expected - found)[:3])}), {len(found - expected)} are unexpected "
                 f"({', '.join(sorted(found - expected)[:3])}). Use the tuning and model of the run."
             )
-        self._restored_rng = {key: checkpoint[key] for key in ("rng_state", "cuda_rng_state") if key in checkpoint}
+        self._restored_rng = checkpoint["rng_states"]
 
     def on_train_start(self) -> None:
         """Go on with the random stream of the checkpoint, so that a resumed run draws the same dropout."""
-        if "rng_state" in self._restored_rng:
-            torch.set_rng_state(self._restored_rng["rng_state"])
-        if "cuda_rng_state" in self._restored_rng and torch.cuda.is_available():
-            torch.cuda.set_rng_state(self._restored_rng["cuda_rng_state"])
+        # With another number of processes there is no stream to go on with for each.
+        if len(self._restored_rng) == self.trainer.world_size:
+            state = self._restored_rng[self.trainer.global_rank]
+            torch.set_rng_state(state["cpu"])
+            if "cuda" in state and torch.cuda.is_available():
+                torch.cuda.set_rng_state(state["cuda"])
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _rng_state() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
+
+
+def _from_all_processes(value: Any) -> list[Any]:
+    if not torch.distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values

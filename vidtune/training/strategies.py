@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 
 from vidtune.contracts import UserError
@@ -18,8 +19,21 @@ def build_strategy(strategy: Any, hardware: Any) -> Any:
     """The Lightning strategy object, or the name that Lightning knows.
 
     Raises:
-        UserError: ``single`` on several devices.
+        UserError: ``single`` on several devices, a strategy that this hardware or precision cannot have.
     """
+    on_cpu = runs_on_cpu(hardware)
+    if strategy.config and not strategy.name.startswith("zero"):
+        raise UserError(
+            f"strategy.config={strategy.config} is a DeepSpeed configuration, but strategy={strategy.name}. "
+            f"Choose strategy=zero2 or another zero*, or leave it out."
+        )
+    if strategy.name == "fsdp1" and on_cpu:
+        raise UserError("strategy=fsdp1 runs on GPUs only (Lightning's FSDPStrategy); on a CPU choose strategy=fsdp.")
+    if strategy.name == "fsdp" and hardware.precision == "16-mixed":
+        raise UserError(
+            "strategy=fsdp has no loss scaling, which hardware.precision=16-mixed needs. Choose bf16-mixed, or "
+            "strategy=zero3."
+        )
     if strategy.name == "auto":
         return "auto" if num_processes(hardware) == 1 else "ddp"
     if strategy.name == "single":
@@ -30,3 +44,18 @@ def build_strategy(strategy: Any, hardware: Any) -> Any:
             )
         return "auto"
     return instantiate(strategy.strategy, _convert_="all") if strategy.strategy else strategy.name
+
+
+def precision_plugins(strategy: Any, hardware: Any) -> list[Any]:
+    """Our own precision where ZeRO needs it; none where Lightning's, by name, is right."""
+    if not strategy.name.startswith("zero") or hardware.precision == "16-mixed":
+        return []
+    from vidtune.training.zero import ZeroPrecision
+
+    device = "cpu" if runs_on_cpu(hardware) else "cuda"
+    return [ZeroPrecision(device if hardware.precision == "bf16-mixed" else None)]
+
+
+def runs_on_cpu(hardware: Any) -> bool:
+    """Whether a run will use plain CPU processes."""
+    return hardware.accelerator == "cpu" or not torch.cuda.is_available()

@@ -26,7 +26,9 @@ def parameter_groups(
         if parameter.requires_grad:
             policy = policies[name]
             decay = weight_decay if policy.weight_decay is None else policy.weight_decay
-            key = (name.split(".")[0], lr * policy.lr_ratio, decay if parameter.ndim > 1 else 0.0)
+            # Under ZeRO-3 the parameter itself is empty and its shape lies beside it.
+            matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+            key = (name.split(".")[0], lr * policy.lr_ratio, decay if matrix else 0.0)
             groups[key].append(parameter)
     return [
         {"params": parameters, "lr": rate, "weight_decay": decay, "name": f"{role}{'' if decay else '/no_decay'}"}

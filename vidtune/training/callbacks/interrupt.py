@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -28,7 +29,9 @@ class Interrupt(L.Callback):
         self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # SLURM's warning before it takes the machine away.
+        warned = (signal.SIGUSR1,) if "SLURM_JOB_ID" in os.environ else ()
+        for number in (signal.SIGINT, signal.SIGTERM, *warned):
             self._previous[number] = signal.signal(number, self._note)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
