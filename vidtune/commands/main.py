@@ -29,6 +29,7 @@ VERBS = {
     "preview": Verb("vidtune.commands.preview", "show what the model will see of one row"),
     "chat": Verb("vidtune.commands.chat", "ask a model about a video"),
     "predict": Verb("vidtune.commands.predict", "ask a model one question about many videos"),
+    "export": Verb("vidtune.commands.export", "write a run's weights for other programs, and check them"),
 }
 
 
