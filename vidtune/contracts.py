@@ -15,7 +15,7 @@ Axes: B batch, T frames, C channels, H height, W width, L text length, N visual 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -153,6 +153,7 @@ class MediaItem:
             network made of it: stage ``features`` or ``connected`` (``values`` (N, D)).
         num_placeholders: how many positions the medium fills; checked against the network's output.
         name: for messages.
+        cache_key: name under which the feature cache stores what is made of it; empty where it does not.
     """
 
     kind: str
@@ -160,10 +161,15 @@ class MediaItem:
     num_placeholders: int
     name: str = ""
     stage: Literal["pixels", "features", "connected"] = "pixels"
+    cache_key: str = ""
 
     def to(self, device: torch.device | str) -> MediaItem:
         tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
-        return MediaItem(self.kind, tensors, self.num_placeholders, self.name, self.stage)
+        return replace(self, tensors=tensors)
+
+    def at(self, stage: Literal["features", "connected"], tensors: dict[str, Tensor]) -> MediaItem:
+        """The same medium one stage further."""
+        return replace(self, stage=stage, tensors=tensors)
 
 
 # --------------------------------------------------------------------------------------------------- conversations

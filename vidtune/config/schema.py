@@ -69,6 +69,9 @@ class MediaConfig:
     max_bad_fraction: float = 0.01
     deadline_s: float | None = 60.0
     known_bad: str | None = None
+    feature_cache: str | None = None
+    feature_cache_mode: str = "fill"
+    feature_cache_dtype: str | None = None
 
 
 @dataclass

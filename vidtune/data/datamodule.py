@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from vidtune.contracts import Batch, Processor, Sample, UserError
+from vidtune.contracts import Batch, MediaRef, Processor, Sample, UserError
 from vidtune.data.media_source import MediaSource
 from vidtune.data.planner import Planner, Reduction, RowPlan
 from vidtune.data.rows import Encoder, RowBuilder
@@ -172,6 +172,12 @@ class VideoDataModule(L.LightningDataModule):
     def num_media(self) -> int:
         """Distinct media of the training split."""
         return len({ref.stretch for sample in self.train_samples for ref in sample.media})
+
+    @property
+    def media(self) -> list[MediaRef]:
+        """All media that the run reads, of training and validation, as often as samples show them."""
+        samples = [*self.train_samples, *(self.val_samples_list if self.val_planner is not None else [])]
+        return [ref for sample in samples for ref in sample.media]
 
     def describe(self) -> str:
         """Sizes of the run in one line."""

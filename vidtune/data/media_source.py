@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from rich.progress import track
 from vidtune.contracts import MediaInfo, MediaItem, MediaPlan, MediaRef, Preset, Processor
 from vidtune.data.bad_media import BadMedia
 from vidtune.media import MediaError, ProbeCache, draw_rng, probe, read_frames
+from vidtune.media.feature_cache import DUMMY_KEY, FeatureCache
 
 _NOMINAL_FRAMES = 32
 """Frame count that a medium without a readable header is planned with; its samples carry weight 0."""
@@ -38,6 +39,7 @@ class MediaSource:
         bad: what is known to be unreadable; grows while the run goes on.
         variant: (num_frames, sampling) -> the same processor with another choice of frames, for the sets of a mixture
             that bring their own.
+        features: media that are encoded already; None where there are none.
     """
 
     processor: Processor
@@ -47,6 +49,7 @@ class MediaSource:
     deadline_s: float | None = None
     bad: BadMedia = field(default_factory=BadMedia)
     variant: Variant | None = None
+    features: FeatureCache | None = None
     _variants: dict[tuple[int | None, str | None], Processor] = field(default_factory=dict, init=False, repr=False)
     _probes: ProbeCache | None = field(default=None, init=False, repr=False)
 
@@ -93,14 +96,36 @@ class MediaSource:
     def load(self, plan: MediaPlan) -> MediaItem:
         """Tensors of a medium; black frames where it cannot be read, and the medium is noted in ``bad``."""
         ref = plan.info.ref
+        key = "" if self.features is None else self.features.key(plan)
+        if (stored := self._stored(key, ref)) is not None:
+            return stored
         if not self.bad.reason(ref):
             try:
-                return self._finish(plan, self._frames(plan))
+                item = self._finish(plan, self._frames(plan))
+                item.cache_key = key
+                return item
             except MediaError as error:
                 self.bad.note(ref, error.reason)
         height, width = plan.frame_size or (plan.info.height, plan.info.width)
         black = np.zeros((height, width, 3), np.uint8)
         return self._finish(plan, iter([black] * len(plan.frame_indices)))
+
+    def dummy_media(self) -> MediaItem:
+        """The processor's dummy, encoded already where the feature cache has it."""
+        if self.features is None:
+            return self.processor.dummy_media()
+        found = self.features.get(DUMMY_KEY, "dummy")
+        return replace(self.processor.dummy_media(), cache_key=DUMMY_KEY) if found is None else found[0]
+
+    def _stored(self, key: str, ref: MediaRef) -> MediaItem | None:
+        """The medium from the feature cache; one that was unreadable when it was stored is noted in ``bad``."""
+        found = None if self.features is None else self.features.get(key, Path(ref.path).name)
+        if found is None:
+            return None
+        item, reason = found
+        if reason and not self.bad.reason(ref):
+            self.bad.note(ref, reason)
+        return item
 
     def _finish(self, plan: MediaPlan, frames: Iterator[np.ndarray]) -> MediaItem:
         item = self._processor(plan.info.ref).load_media(plan, frames)

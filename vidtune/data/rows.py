@@ -81,7 +81,7 @@ class RowBuilder(Dataset):
             row.bad_media += [] if plan.filler else bad * len(segment)
             factors = [0.0 if bad or plan.filler else self.samples[index].weight for index in segment]
             row.add_segment(number, encoded, factors, [self.samples[i].sample_id for i in segment], self.reduction)
-        return row.batch(plan.normalizer, self.source.processor)
+        return row.batch(plan.normalizer, self.source)
 
 
 class PackedRow:
@@ -131,13 +131,13 @@ class PackedRow:
         self.branches += [branch] * len(ids)
         self.uses += [uses] * len(ids)
 
-    def batch(self, normalizer: float, processor: Processor) -> Batch:
+    def batch(self, normalizer: float, source: MediaSource | Processor) -> Batch:
         dummy = not self.media
         return Batch(
             input_ids=torch.tensor([self.ids]),
             position_ids=torch.tensor([self.positions]),
             visual_positions=torch.tensor(self.visual, dtype=torch.long),
-            media=[processor.dummy_media()] if dummy else self.media,
+            media=[source.dummy_media()] if dummy else self.media,
             segment_ids=torch.tensor([self.segments]),
             branch_ids=torch.tensor([self.branches]),
             target_positions=torch.tensor([target[0] for target in self.targets], dtype=torch.long),

@@ -60,7 +60,7 @@ class _Options(Dataset):
             for number, variant in enumerate(encoded):
                 row.media += [self.source.load(plan) for plan in variant.plans]
                 row.add_segment(number, [variant], [1.0], [answers[number]], "token")
-        return index, row.batch(1.0, self.source.processor), [self.source.why_bad(sample.media)]
+        return index, row.batch(1.0, self.source), [self.source.why_bad(sample.media)]
 
 
 def _answered(sample: Sample, answer: str) -> Sample:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ class VideoLLM(nn.Module):
     connector: nn.Module
     language: Any
     new_tokens: nn.Module  # no default here: a class attribute would hide the submodule that a family assigns
+    feature_sink: Callable[[MediaItem], None] | None = None
+    """Is shown every item at every stage it reaches; the feature cache takes what it lacks."""
 
     # ------------------------------------------------------------------ what a family supplies
 
@@ -88,22 +90,37 @@ class VideoLLM(nn.Module):
     def encode_media(self, items: Sequence[MediaItem]) -> Tensor:
         """(N, D) visual embeddings of all items: tower once, connector once, whatever the items are.
 
-        Items that come from the feature cache enter at the stage they were stored at.
+        Items that come from the feature cache enter at the stage they were stored at; ``feature_sink`` sees the others
+        pass each stage.
         """
-        stages = {item.stage for item in items}
-        if len(stages) > 1:
-            raise ValueError(f"media of one row must enter at one stage, found {sorted(stages)}.")
-        if "connected" in stages:
+        items = self.encode_features(items)
+        waiting = [item for item in items if item.stage != "connected"]
+        if not waiting:
             return torch.cat([item.tensors["values"] for item in items])
-        if "pixels" in stages:
-            # No graph through a frozen tower: activation memory is then that of the language model alone.
-            with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.vision)):
-                tensors = self.features(items)
-            items = [
-                MediaItem(item.kind, values, item.num_placeholders, item.name, "features")
-                for item, values in zip(items, tensors, strict=True)
-            ]
-        return self.connect(items)
+        values = self.connect(waiting)
+        if len(waiting) == len(items) and self.feature_sink is None:
+            return values
+        parts = iter(values.split([item.num_placeholders for item in waiting]))
+        done = [item if item.stage == "connected" else item.at("connected", {"values": next(parts)}) for item in items]
+        self._offer(done)
+        return torch.cat([item.tensors["values"] for item in done])
+
+    def encode_features(self, items: Sequence[MediaItem]) -> list[MediaItem]:
+        """The items with those at stage ``pixels`` brought to stage ``features``, the others as they are."""
+        waiting = [item for item in items if item.stage == "pixels"]
+        if not waiting:
+            return list(items)
+        # No graph through a frozen tower: activation memory is then that of the language model alone.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _trains(self.vision)):
+            tensors = iter(self.features(waiting))
+        done = [item.at("features", next(tensors)) if item.stage == "pixels" else item for item in items]
+        self._offer(done)
+        return done
+
+    def _offer(self, items: Sequence[MediaItem]) -> None:
+        if self.feature_sink is not None:
+            for item in items:
+                self.feature_sink(item)
 
     def attention_arguments(self, batch: Batch) -> dict[str, Any]:
         """What the decoder's attention needs to know about the layout of the batch."""

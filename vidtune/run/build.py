@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from vidtune.data.bad_media import BadMedia, read_known_bad
 from vidtune.data.datamodule import BatchArithmetic, VideoDataModule
 from vidtune.data.media_source import MediaSource
 from vidtune.data.sizes import processor_digest
+from vidtune.models.absent import hollow, remove
 from vidtune.models.attention import resolve_attention
 from vidtune.models.base import VideoLLM
 from vidtune.training.strategies import num_processes
@@ -97,23 +98,34 @@ def build_datamodule(cfg: DictConfig, processor: Processor, run_dir: Path | None
     )
 
 
-def build_network(cfg: DictConfig) -> VideoLLM:
+def build_network(cfg: DictConfig, absent: Sequence[str] = ()) -> VideoLLM:
     """The family's network with its weights loaded, nothing frozen yet.
+
+    Args:
+        absent: roles to do without; an error stands in their place.
 
     Raises:
         UserError: the checkpoint is missing, damaged or does not fit.
     """
+    network = _load_network(cfg, absent)
+    remove(network, absent)
+    return network
+
+
+def build_tuned_network(cfg: DictConfig, absent: Sequence[str] = ()) -> tuple[VideoLLM, Mapping[str, Any]]:
+    """The network as it trains, and the policy of every parameter that does; ``absent`` as for ``build_network``."""
+    network = _load_network(cfg, absent)
+    policies = apply_tuning(network, cfg.tuning, cfg.model.lora_targets, cfg.model.lora_parameters)
+    remove(network, absent)
+    if cfg.hardware.activation_checkpointing:
+        network.language.gradient_checkpointing_enable({"use_reentrant": False})
+    return network, policies
+
+
+def _load_network(cfg: DictConfig, absent: Sequence[str]) -> VideoLLM:
     network = instantiate(cfg.model.network)
+    hollow(network, absent)
     report = instantiate(cfg.model.weights, network)
     log.info("loaded %s tensors from %s", getattr(report, "loaded", "all"), cfg.model.path)
     network.set_attention(resolve_attention(cfg.hardware.attention))
     return network
-
-
-def build_tuned_network(cfg: DictConfig) -> tuple[VideoLLM, Mapping[str, Any]]:
-    """The network as it trains, and the policy of every parameter that does."""
-    network = build_network(cfg)
-    policies = apply_tuning(network, cfg.tuning, cfg.model.lora_targets, cfg.model.lora_parameters)
-    if cfg.hardware.activation_checkpointing:
-        network.language.gradient_checkpointing_enable({"use_reentrant": False})
-    return network, policies

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from vidtune.contracts import UserError
 from vidtune.data.datamodule import BatchArithmetic
 from vidtune.media import BACKENDS
+from vidtune.media.feature_cache import CACHE_DTYPES, CACHE_MODES
 from vidtune.media.sampling import SAMPLING, SHORT
 from vidtune.models.attention import ATTENTION
 from vidtune.models.base import ROLES
@@ -37,6 +38,8 @@ def _faults(cfg: DictConfig) -> list[Any]:
     faults += bind_faults(cfg)
     faults += _choice(cfg.media.backend, BACKENDS, "media.backend")
     faults += _choice(cfg.media.short, (None, *SHORT), "media.short")
+    faults += _choice(cfg.media.feature_cache_mode, CACHE_MODES, "media.feature_cache_mode")
+    faults += _choice(cfg.media.feature_cache_dtype, CACHE_DTYPES, "media.feature_cache_dtype")
     faults += _choice(cfg.batch.reduction, _REDUCTIONS, "batch.reduction")
     faults += _choice(cfg.hardware.precision, _PRECISIONS, "hardware.precision")
     faults += _choice(cfg.hardware.attention, ("auto", *ATTENTION), "hardware.attention")

@@ -29,6 +29,7 @@ from vidtune.evaluation.plots import plot_curves, save
 from vidtune.run import slurm
 from vidtune.run.build import build_datamodule, build_processor, build_tuned_network, prepare
 from vidtune.run.checks import check_config
+from vidtune.run.features import RunFeatures, open_features
 from vidtune.run.logs import start_logging
 from vidtune.run.recipe import save_recipe, with_recipe
 from vidtune.training.callbacks import BadMediaLedger, Interrupt, Meters, TextLog
@@ -76,6 +77,9 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
     processor = build_processor(cfg)
     data = build_datamodule(cfg, processor, run_dir)
     data.setup()
+    features = open_features(cfg, data.source)
+    if features is not None:
+        features.plan(data.media, "train", epochs=True)
     if rank_zero_only.rank == 0 and resumed is None:
         save_recipe(cfg, processor, run_dir)
     start_logging(run_dir)
@@ -83,7 +87,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
     log.info("%s", data.describe())
 
     module = VideoTuner(
-        partial(_build_and_report, cfg),
+        partial(_build_and_report, cfg, features),
         instantiate(cfg.optim.optimizer),
         instantiate(cfg.optim.schedule),
         lr=cfg.optim.lr,
@@ -93,7 +97,11 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
     )
     interrupt = Interrupt(checkpoint_folder(run_dir))
     trainer = _build_trainer(cfg, data, run_dir, interrupt)
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    finally:
+        if features is not None:
+            features.close()
     return _finish(cfg, trainer, interrupt, run_dir)
 
 
@@ -129,8 +137,11 @@ def _requeued_run(cfg: DictConfig) -> Path | None:
     return run_dir if run_dir and any(checkpoint_folder(run_dir).glob("*.ckpt")) else None
 
 
-def _build_and_report(cfg: DictConfig) -> tuple[Any, Any]:
-    network, policies = build_tuned_network(cfg)
+def _build_and_report(cfg: DictConfig, features: RunFeatures | None) -> tuple[Any, Any]:
+    absent = () if features is None else features.absent
+    network, policies = build_tuned_network(cfg, absent)
+    if features is not None:
+        features.attach(network, absent)
     if rank_zero_only.rank == 0:
         Console().print(tuning_table(network, policies, cfg.optim.lr))
     return network, policies
