@@ -143,8 +143,9 @@ def test_features_of_another_model_are_refused_and_bad_files_are_noted(processor
     with pytest.raises(UserError, match="72 x 31 instead of 72 x 32"):
         source.plan(MediaRef(str(tmp_path / "foreign.safetensors")), 0, "train")
     (tmp_path / "bad.pkl").write_bytes(b"no pickle")
-    item = source.load(source.plan(MediaRef(str(tmp_path / "bad.pkl")), 0, "train"))
-    assert len(source.known_bad) == 1
+    bad = MediaRef(str(tmp_path / "bad.pkl"))
+    item = source.load(source.plan(bad, 0, "train"))
+    assert source.why_bad([bad])
     assert item.stage == "features" and item.tensors["values"].shape == (72, 32)
 
 
