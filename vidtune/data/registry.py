@@ -154,7 +154,8 @@ class Registry:
             entry,
             root=str(entry.get("media_root") or entry.get("root") or ""),
             annotation=str(entry["annotation"]),
-            media_position=entry.get("media_position", "keep"),
+            # The original replaces the tag together with its newline: the model's prompt form alone sets the lines.
+            media_position=entry.get("media_position", "first"),
         )
 
     def _conversations(self, name: str, entry: Mapping[str, Any], **arguments: Any) -> RegisteredSet:

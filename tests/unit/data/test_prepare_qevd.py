@@ -12,6 +12,7 @@ from rich.console import Console
 from tests.families.golden import golden_cases
 from vidtune.contracts import UserError
 from vidtune.data.conversations import ConversationsReader
+from vidtune.data.mixture import MixtureReader
 from vidtune.data.prepare.qevd import prepare
 from vidtune.data.prepare.qevd_rows import answer_of, exercise_of, guide_rows, guide_split, manifest_paths, original_of
 
@@ -113,6 +114,24 @@ def test_feedback_replaces_labels_where_it_is_asked_for(tmp_path: Path, clip: Pa
     report = prepare(tmp_path, {"answers": "feedbacks", "val_fraction": "0"}, QUIET)
     (row,) = rows_of(tmp_path, "train")
     assert row["conversations"][1]["value"] == "Lower.\nGood." and report.counts["videos without feedback"] == 1
+
+
+@pytest.mark.parametrize("tag", ["", "<image>\n"])
+def test_the_guides_registry_file_is_taken_as_it_stands(tmp_path: Path, tag: str) -> None:
+    """With and without the tag, the question follows the frames as the prompt form has it, without a second newline."""
+    row = {"video": "squats/1.mp4", "duration": 3.0}
+    row["conversations"] = [{"from": "human", "value": f"{tag}How?"}, {"from": "gpt", "value": "Well."}]
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    entry = {"root": str(tmp_path), "annotation": f"{tmp_path}/train.jsonl", "data_augment": False, "repeat_time": 2}
+    write(tmp_path / "diy_ft_data.json", {"qevd_fit_300k": entry | {"video_read_type": "decord"}})
+    reader = MixtureReader("qevd_fit_300k", str(tmp_path / "diy_ft_data.json"), mixing="qevd")
+    samples = reader("train")
+    assert len(samples) == 2
+    video, question = samples[0].messages[0].content
+    assert (video.path, question) == (str(tmp_path / "squats/1.mp4"), "How?")
+    write(tmp_path / "diy_ft_data.json", {"qevd_fit_300k": entry | {"data_augment": True}})
+    with pytest.raises(UserError, match="data_augment: true is not supported"):
+        MixtureReader("qevd_fit_300k", str(tmp_path / "diy_ft_data.json"))
 
 
 def test_answers_and_exercises_follow_the_written_rules() -> None:

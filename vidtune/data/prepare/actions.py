@@ -65,6 +65,9 @@ def prepare(root: Path, options: Mapping[str, str], console: Console) -> Report:
         if rows:
             _write(root / FOLDER / f"{split}.json", rows)
             report.files[root / FOLDER / f"{split}.json"] = len(rows)
+        else:
+            (root / FOLDER / f"{split}.json").unlink(missing_ok=True)
+            report.notes.append(f"split {split} holds no rows; train without it: data.{split}_split=''.")
     _write(root / FOLDER / CLASSES, {label: dict(counts[label]) for label in sorted(counts)})
     for label in sorted(counts):
         report.notes.append(f"{label}: " + ", ".join(f"{counts[label][split]} {split}" for split in SPLITS))

@@ -77,10 +77,11 @@ def prepare(root: Path, options: Mapping[str, str], console: Console) -> Report:
     else:
         by_split = _official(root, known, paths, measure, float(options.get("val_fraction", 0.05)), report)
     for name in SPLITS:
-        if not by_split[name]:
-            report.notes.append(f"split {name} holds no rows.")
-            continue
         file = root / FOLDER / FILE.format(split=name)
+        if not by_split[name]:
+            file.unlink(missing_ok=True)
+            report.notes.append(f"split {name} holds no rows; train without it: data.{name}_split=''.")
+            continue
         _write(file, by_split[name])
         report.files[file] = len(by_split[name])
     return report
@@ -149,8 +150,8 @@ def _read(root: Path, videos: Path) -> tuple[list[dict[str, Any]], dict[str, str
     if labels is None:
         raise UserError(
             f"{root}: holds neither ground_truth.json with manifest.json (the guide's folders) nor {LABELS} (the "
-            f"release's, which lies in {COACH}.zip). The release cannot be downloaded without its licence form; its "
-            f"videos come as multi-volume archives, unpack them with `7z x QEVD-FIT-300k-Part-1.zip` and so on."
+            f"release's, which lies in {COACH}.zip). Its videos come as "
+            f"multi-volume archives, unpack them with `7z x QEVD-FIT-300k-Part-1.zip` and so on."
         )
     found = (path for path in videos.rglob("*") if path.suffix.lower() in SUFFIXES)
     return _records(labels), {path.name: path.relative_to(videos).as_posix() for path in sorted(found)}
