@@ -28,10 +28,12 @@ def target_likelihood(hidden: Tensor, lm_head: nn.Module, targets: Tensor) -> tu
         return F.cross_entropy(logits, ids, reduction="none"), logits.argmax(-1) == ids
 
     nll, correct = [], []
+    # The logits of a chunk are computed again in the backward pass instead of being kept; a single chunk is kept, its
+    # backward pass being the next thing to run.
+    recompute = len(targets) > CHUNK and torch.is_grad_enabled()
     # One call even without targets: under ZeRO-3 and FSDP every process must take part in the gathering.
     for states, ids in zip(hidden.split(CHUNK), targets.split(CHUNK)):
-        if torch.is_grad_enabled() and states.requires_grad:
-            # The logits of a chunk are computed again in the backward pass instead of being kept.
+        if recompute and states.requires_grad:
             part = checkpoint(chunk_likelihood, states, ids, use_reentrant=False)
         else:
             part = chunk_likelihood(states, ids)
