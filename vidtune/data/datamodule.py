@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,19 @@ class _RowSampler(Sampler[RowPlan]):
     def __len__(self) -> int:
         # Lightning counts the rows already done on top of what the loader yields, so this is the whole run.
         return self.last_step * (self.planner.rows_per_step // self.world_size)
+
+
+class TimedLoader(DataLoader[Batch]):
+    """Knows how long its user waited for batches: ``waited_s``, seconds since it was made."""
+
+    waited_s = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        start = time.perf_counter()
+        for batch in super().__iter__():
+            self.waited_s += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()
 
 
 class VideoDataModule(L.LightningDataModule):
@@ -180,11 +194,12 @@ class VideoDataModule(L.LightningDataModule):
         return [ref for sample in samples for ref in sample.media]
 
     def describe(self) -> str:
-        """Sizes of the run in one line."""
+        """Sizes of the run, and what sharing and packing save, in two lines."""
         validation = len(self.val_samples_list) if self.val_planner is not None else 0
         return (
             f"{len(self.train_samples)} training samples on {self.num_media} media, {validation} for validation, "
-            f"{self.steps} optimizer steps ({self.steps / self.train_planner.steps_per_epoch:.2f} epochs)"
+            f"{self.steps} optimizer steps ({self.steps / self.train_planner.steps_per_epoch:.2f} epochs)\n"
+            f"{self.train_planner.savings()}"
         )
 
     def _measure(self, samples: Sequence[Sample]) -> tuple[list[Sample], list, int]:
@@ -259,7 +274,7 @@ class VideoDataModule(L.LightningDataModule):
         rank = self.trainer.global_rank if self.trainer is not None else 0
         world = self.trainer.world_size if self.trainer is not None else 1
         builder: Any = RowBuilder(samples, self.encoder, self.source, self.reduction)
-        return DataLoader(
+        return TimedLoader(
             builder,
             sampler=_RowSampler(planner, first, last, rank, world),
             batch_size=None,

@@ -29,6 +29,8 @@ class VideoLLM(nn.Module):
     vision: nn.Module
     connector: nn.Module
     language: Any
+    expert_share: float = 1.0
+    """Part of the stacked experts that a token visits; for the meters."""
     new_tokens: nn.Module  # no default here: a class attribute would hide the submodule that a family assigns
     feature_sink: Callable[[MediaItem], None] | None = None
     """Is shown every item at every stage it reaches; the feature cache takes what it lacks."""

@@ -154,7 +154,7 @@ def _build_trainer(cfg: DictConfig, data: VideoDataModule, run_dir: Path, interr
     folder = checkpoint_folder(run_dir)
     callbacks: list[L.Callback] = [
         RichProgressBar(refresh_rate=accumulation),
-        Meters(cfg.trainer.log_every),
+        Meters(cfg.trainer.log_every, cfg.hardware.peak_tflops),
         TextLog(cfg.trainer.log_every, data.steps),
         BadMediaLedger(run_dir / "bad_media.csv", data.num_media, cfg.media.max_bad_fraction),
         interrupt,

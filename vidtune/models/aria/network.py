@@ -33,6 +33,7 @@ class Aria(VideoLLM):
         super().__init__()
         # Not called ``config``: PEFT would take the network for a transformers model and rename its adapter targets.
         self.native_config: Any = config
+        self.expert_share = config.text_config.moe_topk / config.text_config.moe_num_experts
         self.moe_z_loss_coeff, self.moe_aux_loss_coeff = moe_z_loss_coeff, moe_aux_loss_coeff
         self.vision = AriaVision(cast(Idefics3VisionConfig, config.vision_config))
         self.connector = AriaProjector(config)
