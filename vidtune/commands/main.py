@@ -27,6 +27,9 @@ VERBS = {
     "prepare": Verb("vidtune.commands.prepare", "turn a public release into annotations"),
     "check": Verb("vidtune.commands.check", "find what would harm a run in a data set, before the run"),
     "preview": Verb("vidtune.commands.preview", "show what the model will see of one row"),
+    "precompute": Verb(
+        "vidtune.commands.precompute", "encode the videos of a data set once, for all runs with a frozen tower"
+    ),
     "chat": Verb("vidtune.commands.chat", "ask a model about a video"),
     "predict": Verb("vidtune.commands.predict", "ask a model one question about many videos"),
     "export": Verb("vidtune.commands.export", "write a run's weights for other programs, and check them"),

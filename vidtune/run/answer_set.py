@@ -24,6 +24,7 @@ from vidtune.evaluation.task_base import Task
 from vidtune.evaluation.tasks import build_task
 from vidtune.run.answerer import Answerer, load_answerer
 from vidtune.run.build import build_processor, build_source, prepare
+from vidtune.run.features import open_features
 from vidtune.run.processes import Processes
 from vidtune.run.provenance import deciding_settings, table_facts
 from vidtune.run.table_rows import TableRow
@@ -59,14 +60,20 @@ class AnswerSet:
         self.folder.mkdir(parents=True, exist_ok=True)
         source = build_source(self.row.cfg, processor, self.folder)
         self.made_by = table_facts(self.row, processor, source, self.samples)
+        more_weights = [Path(self.row.adapter)] if self.row.adapter else []
+        features = open_features(self.row.cfg, source, self.row.checkpoint is not None, *more_weights)
+        if features is not None:
+            features.plan([ref for sample in self.samples for ref in sample.media], "infer", epochs=False)
         # The network is built when the first question needs it, once for the evaluation and its controls.
-        load = cache(lambda: load_answerer(self.row.cfg, processor, self.row.checkpoint, self.row.adapter))
+        load = cache(lambda: load_answerer(self.row.cfg, processor, self.row.checkpoint, self.row.adapter, features))
         self._answer(load, source, processes, AS_IT_IS, self.folder)
         if processes.first:
             self._list_bad_media(source)
         if self.row.cfg.eval.controls:
             for name, control in CONTROLS.items():
                 self._answer(load, source, processes, control, self.folder / "controls" / name)
+        if features is not None:
+            features.close()
 
     def read(self) -> RunPredictions:
         """The stored predictions.

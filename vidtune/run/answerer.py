@@ -18,6 +18,7 @@ from vidtune.data.media_source import MediaSource
 from vidtune.evaluation.answering import Answer, generate_answers, most_likely_options, reference_likelihoods
 from vidtune.models.base import VideoLLM
 from vidtune.run.build import build_network, build_source, build_tuned_network
+from vidtune.run.features import RunFeatures
 
 log = logging.getLogger(__name__)
 
@@ -73,39 +74,52 @@ class Answerer:
         return {"num_workers": self.cfg.data.num_workers, "device": self.device}
 
     def _autocast(self) -> torch.autocast:
-        precision = self.cfg.hardware.precision
-        dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
-        return torch.autocast(self.device.type, dtype, enabled=precision != "32-true")
+        return autocast(self.device, self.cfg.hardware.precision)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The precision of ``hardware``, as training has it."""
+    dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "32-true")
 
 
 def load_answerer(
-    cfg: DictConfig, processor: Processor, checkpoint: Path | None = None, adapter: str | None = None
+    cfg: DictConfig,
+    processor: Processor,
+    checkpoint: Path | None = None,
+    adapter: str | None = None,
+    features: RunFeatures | None = None,
 ) -> Answerer:
     """Build the network on its device and load its weights.
 
     Args:
         checkpoint: of a run whose recipe ``cfg`` holds; None for a model as published.
         adapter: PEFT folder for a model without a checkpoint.
+        features: cache that the answers may read and fill; planned.
 
     Raises:
         UserError: weights are missing or do not fit.
     """
+    # An adapter may have tensors for any role, and a control shows frames that are not stored: all roles are needed.
+    absent = () if features is None or adapter or cfg.eval.controls else features.absent
     if checkpoint is not None:
-        network, _ = build_tuned_network(cfg)
+        network, _ = build_tuned_network(cfg, absent)
         log.info("%s, trained for %d steps", checkpoint, load_trained(network, checkpoint))
     else:
-        network = build_network(cfg)
+        network = build_network(cfg, absent)
         if adapter:
             load_adapter(network, Path(adapter))
     network.requires_grad_(False)
     network.eval()
+    if features is not None:
+        features.attach(network, absent)
     if cfg.hardware.num_threads:
         torch.set_num_threads(cfg.hardware.num_threads)
-    device = _device(cfg.hardware.accelerator)
+    device = pick_device(cfg.hardware.accelerator)
     return Answerer(cfg, network.to(device), processor, build_source(cfg, processor), device)
 
 
-def _device(accelerator: str) -> torch.device:
+def pick_device(accelerator: str) -> torch.device:
     """The GPU of this process, or the CPU."""
     if accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")

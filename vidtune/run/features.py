@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 _TEXT_ONLY = ("tokenizer_path", "max_length", "train_template", "infer_template", "num_frames", "sampling", "short")
 """Of a processor's settings: what no pixel depends on, or only through the frames that a plan names."""
-_UNSHARDED = ("auto", "single", "ddp")
+_UNSHARDED = ("auto", "single", "ddp", "zero1", "zero2", "zero2_offload")
+"""Strategies that keep all weights on every device: there one process may run the tower while another does not."""
 _DRAWS_CHECKED = 64
 
 
