@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from tests.helpers import ROOT, config
 from vidtune.data.prepare import get_preparation
 from vidtune.data.prepare.nextqa import COLUMNS
 from vidtune.run import train
+from vidtune.run.checks import check_config
 from vidtune.run.train import RUN_DIR_VARIABLE
 from vidtune.training.schedules import build_schedule
 
@@ -279,3 +282,18 @@ def test_a_recipe_runs_on_the_tiny_variant(
     tuning = chosen.tuning
     expected = {role for role in ("vision", "connector", "language") if tuning[role].mode != "frozen"}
     assert roles - {"new_tokens"} == expected
+
+
+def commands(recipe: str) -> list[list[str]]:
+    """The words behind ``python train.py`` in a recipe's header, placeholders filled in."""
+    lines = (ROOT / f"conf/experiment/{recipe}.yaml").read_text().split("# Command:")[1].split("# Hardware:")[0]
+    text = re.sub(r"<[^>]*>", "somewhere", lines.replace("\n#", " "))
+    return [shlex.split(part.split("   one card:")[0].split("   two cards:")[0]) for part in text.split("train.py")[1:]]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_command_in_a_recipes_header_is_accepted(recipe: str) -> None:
+    """Composition, targets, batch arithmetic, strategy and memory of the named hardware."""
+    assert commands(recipe)
+    for overrides in commands(recipe):
+        check_config(config("train", overrides))
