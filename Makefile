@@ -8,6 +8,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PYTEST_ARGS ?=
+# Two processes, each with whole files, so that fixtures are made once.
+PARALLEL := -n 2 --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -29,14 +31,15 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 demo: venv
-	$(BIN)/python train.py run_name=demo
+	@test -f runs/demo/summary.json || rm -rf runs/demo
+	test -f runs/demo/summary.json || $(BIN)/python train.py run_name=demo
 	$(BIN)/python evaluate.py run=runs/demo
 
 test: venv
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(PYTEST_ARGS)
 
 test-all: venv
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 check: venv
 	$(BIN)/ruff check

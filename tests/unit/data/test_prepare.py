@@ -29,6 +29,8 @@ def test_nextqa_rows_are_the_originals_byte_for_byte(case):
     for record in read_table(case / "inputs/nextqa_official.csv", COLUMNS):
         for line in golden:
             row = json.loads(line)
+            if "video" not in row:
+                continue  # rows about images or text are not NExT-QA's
             split = "val" if "gt" in row else "train"
             # The goldens' videos are stand-ins with frame counts of their own; the first answer is that of the table.
             made = hub_row(record, "/".join(Path(row["video"]["path"]).with_suffix("").parts[-2:]), split)
