@@ -110,10 +110,10 @@ def test_make_demo_evaluates_the_run_it_trained_and_installs_nothing_twice(clone
 
 
 def test_ci_hands_all_parity_fixtures_to_make_test_where_they_lie_beside_the_clone(clone):
-    assert calls(clone, ".ci/run") == ["python -m pytest -m not slow golden="]
+    assert calls(clone, ".ci/run") == ["python -m pytest -m not slow -n 2 --dist loadfile golden="]
     golden = clone.parent / "shared/golden"
     golden.mkdir(parents=True)
-    assert calls(clone, ".ci/run")[1:] == [f"python -m pytest -m not slow golden={golden}"]
+    assert calls(clone, ".ci/run")[1:] == [f"python -m pytest -m not slow -n 2 --dist loadfile golden={golden}"]
 
 
 def test_an_unfit_python_is_refused_before_anything_is_installed(clone):
