@@ -105,6 +105,8 @@ def _report(cfg: DictConfig, sets: Sequence[AnswerSet]) -> dict[str, float]:
         report = save_report(folder, sets, results, tables[len(sets) :] + tables[: len(sets)], limit)
         console.print(f"Report: {report}", soft_wrap=True)
     console.print(f"Predictions and tables: {folder}", soft_wrap=True)
+    for run_dir in [answers.row.checkpoint.parents[1] for answers in sets if answers.row.checkpoint is not None]:
+        console.print(f"Loss curve: {run_dir / 'loss_curve.png'}\nRun folder: {run_dir}", soft_wrap=True)
     return metrics
 
 
