@@ -50,9 +50,10 @@ def test_a_pattern_with_the_untuned_model_makes_one_table(two_runs: Path, tmp_pa
 def test_rows_with_other_questions_are_refused_before_any_model_is_asked(two_runs: Path, tmp_path: Path) -> None:
     recipe = two_runs / "two" / "config.yaml"
     recipe.write_text(recipe.read_text().replace("test_split: test", "test_split: val"))
+    before = set(tmp_path.rglob("predictions.jsonl"))
     with pytest.raises(UserError, match=r"one and two would answer different questions \(shapes: 32, shapes: 24\)"):
         run(f"run={two_runs}/*", f"output={tmp_path}/table")
-    assert not list(tmp_path.rglob("predictions.jsonl"))
+    assert set(tmp_path.rglob("predictions.jsonl")) == before
 
 
 def test_a_run_without_checkpoint_is_named(two_runs: Path) -> None:
@@ -97,6 +98,7 @@ def run_as(rank: int, port: int, overrides: tuple[str, ...]) -> None:
     run(*overrides)
 
 
+@pytest.mark.slow  # it must catch two processes between two answers, which a busy machine may not allow
 def test_two_processes_and_a_kill_give_the_file_of_one_process(tiny_run: Path, tmp_path: Path) -> None:
     common = [f"run={tiny_run}", "data.num_workers=0", "eval.batch_size=1", "eval.report_samples=0"]
     run(*common, f"output={tmp_path}/one")

@@ -282,6 +282,8 @@ class VideoDataModule(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             prefetch_factor=2 if self.num_workers else None,
             worker_init_fn=_one_thread,
+            # Its own generator: the loader draws a seed when it starts, which would shift the dropout of a resumed run.
+            generator=torch.Generator().manual_seed(self.seed),
         )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from pathlib import Path
 
 from vidtune.contracts import MediaRef, Message, Sample, UserError
 from vidtune.data.annotations import check_fractions, split_of
+
+log = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".gif"}
 
@@ -43,7 +46,8 @@ class FolderReader:
         """Samples of a split, sorted by path.
 
         Raises:
-            UserError: no such folder, fewer than two classes, or no video in the split.
+            UserError: no such folder, fewer than two classes, or no video in the split; a small folder may do without
+                validation videos.
         """
         if not self.root.is_dir():
             raise UserError(f"data.root={str(self.root)!r}: there is no such folder.")
@@ -65,7 +69,9 @@ class FolderReader:
         if doubled:
             raise UserError(f"{base}: several class folders read as {doubled[0]!r}; rename one.")
         chosen = videos if has_splits else [path for path in videos if self._split_of(path) == split]
-        if not chosen:
+        if not chosen and split == "val":
+            log.warning("%s: no video falls into the validation split (%d in all).", base, len(videos))
+        elif not chosen:
             raise UserError(
                 f"{base}: no video falls into split {split!r} ({len(videos)} in all). Add videos or change "
                 f"data.reader.val_fraction / test_fraction."
