@@ -32,8 +32,9 @@ def find_checkpoint(run_dir: Path, name: str) -> Path:
     if name in ("best", "last"):
         return found[max(found, key=lambda key: key[1])]
     if match := _STEP.fullmatch(f"{name}.ckpt"):
-        if (path := found.get((match[1], int(match[2])))) is not None:
-            return path
+        key = (match[1], int(match[2]))
+        if key in found:
+            return found[key]
     names = ", ".join(sorted(path.stem for path in found.values()))
     raise UserError(f"checkpoint={name!r}: {run_dir} has no such checkpoint. It has: best, last, {names}.")
 

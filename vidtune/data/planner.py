@@ -176,7 +176,7 @@ class Planner:
         for index, size in enumerate(self.sizes):
             shared = self.questions_per_video > 1 and size.prefix_key
             groups.setdefault(size.prefix_key if shared else f"#{index}", []).append(index)
-        units = []
+        units: list[list[int]] = []
         digest = hashlib.sha256(f"{self.seed}/{epoch}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         for members in groups.values():

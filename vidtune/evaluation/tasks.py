@@ -177,8 +177,8 @@ class OpenAnswer(TaskBase):
         if not any("meteor" in prediction.score for prediction in predictions):
             reason = why_no_meteor() or "these predictions were scored without it; score them again"
             table.notes.append(f"meteor: not computed: {reason}")
-        if reason := why_no_bert_score(self.bert_model):
-            table.notes.append(f"bert_score: not computed: {reason}")
+        if no_bert_score := why_no_bert_score(self.bert_model):
+            table.notes.append(f"bert_score: not computed: {no_bert_score}")
         else:
             values = self._bert_scores(predictions)
             low, high = mean_interval(values) or (values[0], values[0])

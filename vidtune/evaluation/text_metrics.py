@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from vidtune.contracts import UserError
 from vidtune.text.answers import normalise
@@ -75,7 +76,7 @@ def _bert_scores(answers: tuple[str, ...], references: tuple[str, ...], model: s
     from torchmetrics.functional.text import bert_score
 
     try:
-        found = bert_score(list(answers), list(references), model_name_or_path=model, num_threads=0, verbose=False)
+        found: Any = bert_score(list(answers), list(references), model_name_or_path=model, num_threads=0, verbose=False)
     except (OSError, ValueError) as error:
         raise UserError(f"data.task.bert_model={model}: BERTScore's model cannot be loaded ({error}).") from error
     return tuple(float(value) for value in found["f1"].reshape(-1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vidtune.evaluation.comparison import Difference, pair, paired_bootstrap
 from vidtune.evaluation.controls import CONTROLS
@@ -42,7 +43,9 @@ def control_table(runs: Mapping[str, tuple[Sequence[Prediction], Mapping[str, Se
         Column("video gain", "difference"),
         Column("gain 95 % interval", "interval"),
     ]
-    cells, notes, sections = [], [], []
+    cells: list[Any] = []
+    notes: list[str] = []
+    sections: list[int] = []
     for run, (predictions, controls) in runs.items():
         sections.append(len(cells))
         for kind, row in accuracies(predictions).items():

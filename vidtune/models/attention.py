@@ -201,7 +201,7 @@ def flash_packed(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout
         return sdpa_packed(query, key, value, layout, scale, dropout)
     starts, longest = layout.cumulative_lengths, max(layout.lengths)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    run = _flash_function()
+    run: Any = _flash_function()
     return run(q, k, v, starts, starts, longest, longest, dropout, softmax_scale=scale, causal=True)[None]
 
 

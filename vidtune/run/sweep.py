@@ -138,7 +138,8 @@ def save_heatmap(jobs: Sequence[Job], path: Path, metric: str = "val/accuracy") 
     rows = [{**job.varied, metric: _summary(job).get(metric)} for job in jobs]
     if len(varied) != 2 or all(row[metric] is None for row in rows):
         return None
-    values = pivot(pd.DataFrame(rows), *varied, metric)
+    first, second = varied
+    values = pivot(pd.DataFrame(rows), first, second, metric)
     return save(plot_heatmap(values, "Sweep", metric), path)
 
 

@@ -100,7 +100,7 @@ def build_schedule(
     """
     if warmup_steps is not None and warmup_ratio is not None:
         raise UserError("optim.schedule: set warmup_steps or warmup_ratio, not both (the other one to null).")
-    policy = lookup(SCHEDULES, name, "schedule", "optim.schedule.name")
+    policy: Any = lookup(SCHEDULES, name, "schedule", "optim.schedule.name")
     rounded = lookup(_ROUNDING, warmup_rounding, "rounding", "optim.schedule.warmup_rounding")
     warmup = warmup_steps if warmup_steps is not None else rounded((warmup_ratio or 0.0) * total_steps)
     arguments = {"total_steps": total_steps, "warmup_steps": warmup, **options}

@@ -112,7 +112,8 @@ def convert_sentencepiece(folder: Path) -> Tokenizer:
                 f"{folder / CONFIG_FILE}: added token {token.content!r} should have id {index} but would get "
                 f"{tokenizer.token_to_id(token.content)}; the file does not belong to this {MODEL_FILE}."
             )
-    bos = added[tokenizer.token_to_id("<s>")].content
+    bos_id: Any = tokenizer.token_to_id("<s>")
+    bos = added[bos_id].content
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
