@@ -2,10 +2,12 @@
 
 import pickle
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from vidtune.contracts import IGNORE, MediaInfo, MediaRef, Message, Sample, UserError
 from vidtune.data.media_source import MediaSource
@@ -13,6 +15,7 @@ from vidtune.data.planner import RowPlan
 from vidtune.data.rows import Encoder, RowBuilder
 from vidtune.models.video_llama import tiny, weights
 from vidtune.models.video_llama.processor import VideoLlamaProcessor
+from vidtune.models.video_llama.sizes import Sizes
 
 QUESTIONS = ("What is the person doing?", "Is it a walk?", "Which way?")
 
@@ -113,7 +116,7 @@ def test_audio_and_video_share_a_row_in_the_order_of_the_conversation(folder):
         together = network.encode_media(packed.media)
         alone = torch.cat([network.encode_media(batch.media) for batch in separate])
     assert torch.allclose(together, alone, atol=1e-5)
-    assert [item.num_placeholders for item in packed.media] == [8, 8, 8]
+    assert [item.num_placeholders for item in packed.media] == [16, 8, 16]
 
 
 def test_every_process_runs_both_branches_whatever_its_row_holds(folder):
@@ -146,7 +149,11 @@ def test_a_short_video_is_masked_not_padded_with_black(folder):
     packed = row(processor, SAMPLES, [(0,), (1,)])
     assert [len(item.tensors["pixel_values"]) for item in packed.media] == [20, 5]
     with torch.no_grad():
-        assert torch.allclose(network.encode_media(packed.media)[8:], network.encode_media(packed.media[1:]), atol=1e-5)
+        assert torch.allclose(
+            network.encode_media(packed.media)[tiny.SIZES.num_video_queries :],
+            network.encode_media(packed.media[1:]),
+            atol=1e-5,
+        )
 
 
 def test_a_row_without_targets_gives_no_nan(folder):
@@ -217,7 +224,7 @@ def test_questions_of_one_video_see_the_same_crop_and_epochs_another(folder):
 
 
 def test_a_question_at_the_end_of_the_row_is_cut_but_never_the_frames(folder):
-    processor = processor_of(folder, max_length=20)
+    processor = processor_of(folder, max_length=30)
     with pytest.raises(UserError, match=r"model\.max_length"):
         Encoder(processor, InventedMedia(processor), "train")(SAMPLES[0])
 
@@ -251,3 +258,12 @@ def test_answers_end_where_the_next_turn_begins(folder):
     ids = processor.tokenizer(" Stand up\n###Human: What", add_special_tokens=False)["input_ids"]
     assert processor.decode(ids) == "Stand up"
     assert processor.stop_ids == [2]
+
+
+def test_the_tiny_configuration_names_the_sizes_of_the_tiny_checkpoint():
+    conf = Path(__file__).parents[3] / "conf/model"
+    published, own = (
+        OmegaConf.load(conf / f"{name}.yaml").network.sizes for name in ("video_llama", "video_llama_tiny")
+    )
+    assert Sizes(**{**published, **own}) == tiny.SIZES
+    assert Sizes(**published) == Sizes()

@@ -28,24 +28,28 @@ SIZES = Sizes(
     qformer_heads=4,
     qformer_mlp=96,
     num_queries=8,
-    num_video_queries=8,
+    num_video_queries=16,
     audio_width=32,
     dropout=0.0,
 )
 WIDTH = 64
-_NUM_PIECES = 420
+_NUM_PIECES = 560
+"""Enough for whole words: an answer that differs only in its tenth letter is learnt late."""
 _GAIN = 2.0
 """Weights before the decoder have the standard deviation gain / sqrt(inputs). Q-Formers normalise after every layer:
 with the usual 0.02 they pass almost nothing of the frame on at this width, and two directions of motion stay at chance.
 """
 _DECODER_STD = 0.15
+_FLAT_STD = 0.02
+"""Queries and keys of the decoder start so small that every token looks at all others alike, the frames included."""
 _TEXT = (
-    "What is the action shown in the displayed video. The video contains 8 frames sampled at 0.0, 0.1, 0.2 seconds.",
-    "Follow the instructions and explain what the person does: fall down, lying down, sit down, stand up, walking.",
+    "What is the action shown in the displayed video. The video contains frames sampled at seconds.",
+    "Describe what the person does. Fall down, Falling, Lying down, Sit down, Sitting, Stand up, Standing, Walking.",
+    "Moves left, Moves right, Moves up, Moves down, Turns round, Opens a door, Closes a door, Waves, Jumps, Runs.",
     "Which shape is shown? How many circles, squares and triangles are there? Which colour came first, red or blue?",
-    "In which direction does it move: left, right, up or down? ### Human: Is this it? ### Assistant: Yes. No.",
-    "[INST] <<SYS>> <</SYS>> [/INST] <Video></Video> <Image></Image> 0 1 2 3 4 5 6 7 8 9 ( ) ! ; ' \" - J K Q X Z",
-    "j k q x z A B C D",
+    "In which direction does it move: left, right, up or down? ###Human: Is this it? ###Assistant: Yes. No.",
+    "[INST] <<SYS>> <</SYS>> [/INST] <Video></Video> <Image></Image> 0.0, 1.1, 2.2, 3.3, 4.4, 5.5, 6.6, 7.7, 8.8, 9.9",
+    "( ) ! ; ' \" - J K Q X Z j k q x z A B C D",
 )
 
 
@@ -79,6 +83,8 @@ def _randomize(network: VideoLlama) -> None:
     for name, parameter in network.named_parameters():
         if parameter.ndim < 2:
             nn.init.constant_(parameter, float("norm" in name.lower() and name.endswith("weight")))
+        elif name.endswith(("q_proj.weight", "k_proj.weight")):
+            nn.init.normal_(parameter, std=_FLAT_STD)
         elif name.startswith("language."):
             nn.init.normal_(parameter, std=_DECODER_STD)
         elif "position" in name or "queries" in name or "class_embedding" in name:
