@@ -13,6 +13,7 @@ from vidtune.contracts import IGNORE, MediaInfo, MediaRef, Message, Sample, User
 from vidtune.data.media_source import MediaSource
 from vidtune.data.planner import RowPlan
 from vidtune.data.rows import Encoder, RowBuilder
+from vidtune.media.feature_cache import drawn
 from vidtune.models.video_llama import tiny, weights
 from vidtune.models.video_llama.processor import VideoLlamaProcessor
 from vidtune.models.video_llama.sizes import Sizes
@@ -221,6 +222,14 @@ def test_questions_of_one_video_see_the_same_crop_and_epochs_another(folder):
     source = InventedMedia(processor_of(folder))
     boxes = [source.plan(MediaRef("a_9"), epoch, "train").extra["crop"] for epoch in (0, 0, 1)]
     assert boxes[0] == boxes[1] != boxes[2]
+
+
+def test_the_crop_is_a_draw_that_the_feature_cache_sees_and_it_can_be_switched_off(folder):
+    """What differs here is what a run with media.feature_cache refuses."""
+    for options, differs in (({}, True), ({"random_crop": False}, False)):
+        source = InventedMedia(processor_of(folder, **options))
+        first, second = (drawn(source.plan(MediaRef("a_9"), epoch, "train")) for epoch in (0, 1))
+        assert (first != second) == differs
 
 
 def test_a_question_at_the_end_of_the_row_is_cut_but_never_the_frames(folder):
