@@ -67,6 +67,8 @@ def _explain(error: Exception, root: type, conf: Path) -> str:
     """Hydra's message in one piece, and the nearest valid key where one was mistyped."""
     causes, current = [], error
     while current is not None:
+        if isinstance(current, UserError):  # raised while Hydra built an object
+            return str(current)
         causes.append(" ".join(str(current).split()))
         current = current.__cause__  # type: ignore[assignment]
     message = max(causes, key=lambda text: "Key '" in text) if causes else str(error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from tests.helpers import ROOT, small_run
 from vidtune.entry import run_task
+from vidtune.models.tiny.tiny import build_tokenizer
 from vidtune.run import evaluate, train
 from vidtune.run.train import RUN_DIR_VARIABLE
 
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_family_is_refused(fail, shapes: Path, cache_dir
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "stranger"}')
-    shutil.copy(next(cache_dir.rglob("tokenizer.json")), other / "tokenizer.json")
+    build_tokenizer().save_pretrained(str(other))
     overrides = [*small_run(shapes, cache_dir, tmp_path / "runs"), f"model.path={other}", "model.prepare=null"]
     message = fail("train", *overrides)
     assert "stranger" in message and "model.path" in message
