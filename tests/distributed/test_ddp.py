@@ -35,6 +35,8 @@ def test_two_processes_have_the_losses_of_one_with_accumulation(shapes: Path, ca
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=2e-5)
 
 
+@pytest.mark.slow  # five fresh starts of two processes each
+@pytest.mark.timeout(900)
 def test_a_sweep_of_two_process_jobs_isolates_a_failure_and_runs_only_what_is_missing(
     shapes: Path, cache_dir: Path, tmp_path: Path
 ) -> None:
