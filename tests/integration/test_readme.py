@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, config, small_run
+from tests.helpers import ROOT, SMALL_SHAPES, config, small_run
 from vidtune.commands.main import main as vidtune
 from vidtune.entry import run_task
 from vidtune.run import evaluate, train
@@ -100,12 +100,9 @@ def test_evaluation_commands(command: str, type_command, place: dict[str, Path],
     overrides = ["hardware=cpu", f"output={tmp_path}", "eval.limit=8"]
     if "model=" in command:
         overrides += [o for o in small(place, command) if o.startswith(("data.", "paths."))]
-        overrides += [f"data.prepare.{key}={value}" for key, value in SMALL.items()]
+        overrides += [f"data.prepare.{key}={value}" for key, value in SMALL_SHAPES.items()]
     metrics = type_command(command, *overrides)
     assert metrics is not None and 0 <= metrics["accuracy"] <= 1
-
-
-SMALL = {"num_train": 16, "num_val": 6, "num_test": 8, "seed": 0}
 
 
 @pytest.mark.parametrize("command", SWEEPS)
