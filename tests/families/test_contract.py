@@ -13,9 +13,11 @@ from tests.helpers import ROOT, config
 from vidtune.contracts import Batch, Message, Sample
 from vidtune.data.media_source import MediaSource
 from vidtune.data.planner import RowPlan
+from vidtune.data.prompts import build_prompts
 from vidtune.data.questions import QuestionsReader
 from vidtune.data.rows import Encoder, RowBuilder, pad_prompts
 from vidtune.models.base import VideoLLM
+from vidtune.models.generation import generate_from_prefixes
 from vidtune.models.loading import load_tensors
 from vidtune.run.build import build_network, build_processor, prepare
 
@@ -103,6 +105,39 @@ def test_generating_in_a_padded_batch_gives_the_answers_of_single_prompts(family
     for row, (prompt, items) in enumerate(zip(prompts, media)):
         alone = family.network.generate(pad_prompts([prompt], items, processor.pad_id), **options)
         assert together[row].tolist() == alone[0].tolist()
+
+
+def test_questions_of_one_video_get_their_single_answers_from_one_prefill(family: Family) -> None:
+    """Two videos, three questions and one about each, and a question without any; every id as from its own prompt."""
+    processor, network = family.source.processor, family.network
+    chosen = (0, 1, 2, 5, 8)
+    prompts = [family.encoder(family.samples[index], generation=True) for index in chosen]
+    batch = build_prompts(prompts, family.source, ["question"] * len(prompts))
+    assert batch.prefixes is not None and len(batch.prefixes.media) == 2
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": processor.pad_id, "eos_token_id": None}
+    shown, lengths = [], []
+    hooks = [
+        network.connector.register_forward_pre_hook(lambda *call: shown.append(1)),
+        network.language.model.register_forward_pre_hook(
+            lambda module, arguments, kwargs: lengths.append(_shape(kwargs)), with_kwargs=True
+        ),
+    ]
+    together = generate_from_prefixes(network, batch.prefixes, batch.prompts, batch.prefix_of, **options)
+    for hook in hooks:
+        hook.remove()
+    assert len(shown) == 1, "the media of the batch are encoded once"
+    longest = max(prompt.prefix_length for prompt in prompts)
+    assert lengths[0] == (3, longest), "each video is run once, and one token for the question without any"
+    assert lengths[1] == (5, max(prompt.num_tokens - (prompt.prefix_length or 1) for prompt in prompts))
+    assert lengths[2:] == [(5, 1)] * 5
+    for row, prompt in enumerate(prompts):
+        alone = pad_prompts([prompt], [family.source.load(plan) for plan in prompt.plans], processor.pad_id)
+        assert together[row].tolist() == network.generate(alone, **options)[0].tolist()
+
+
+def _shape(kwargs: dict) -> tuple[int, ...]:
+    inputs = kwargs.get("input_ids")
+    return tuple(kwargs["inputs_embeds"].shape[:2] if inputs is None else inputs.shape)
 
 
 def test_exported_weights_load_again_bit_for_bit(family: Family, tmp_path: Path) -> None:

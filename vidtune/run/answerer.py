@@ -45,7 +45,6 @@ class Answerer:
                 self.processor,
                 source or self.source,
                 samples,
-                batch_size=self.cfg.eval.batch_size,
                 max_new_tokens=self.cfg.eval.max_new_tokens,
                 **self._loading,
             )
@@ -71,7 +70,11 @@ class Answerer:
 
     @property
     def _loading(self) -> dict[str, Any]:
-        return {"num_workers": self.cfg.data.num_workers, "device": self.device}
+        return {
+            "batch_size": self.cfg.eval.batch_size,
+            "num_workers": self.cfg.data.num_workers,
+            "device": self.device,
+        }
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.device, self.cfg.hardware.precision)
