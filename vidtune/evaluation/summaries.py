@@ -37,6 +37,14 @@ def accuracy_table(rows: Mapping[str, Accuracy], num_groups: int = 0, title: str
     return Table(columns, cells, title=title, sections=(total - num_groups, total))
 
 
+def by_type(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
+    """Predictions by question type, in order of first appearance."""
+    members: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        members.setdefault(prediction.question_type, []).append(prediction)
+    return members
+
+
 def mean_scores(predictions: Sequence[Prediction]) -> dict[str, float]:
     """Mean of each further metric over the predictions that have it, in order of first appearance."""
     names = dict.fromkeys(name for prediction in predictions for name in prediction.score)

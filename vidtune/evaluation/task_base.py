@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from vidtune.contracts import Sample, UserError
 from vidtune.evaluation import summaries
@@ -44,6 +44,10 @@ class Task(Protocol):
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Flat numbers for loggers and early stopping: ``accuracy``, ``accuracy/<type>``, ``unparsed``, ..."""
+        ...
+
+    def files(self, predictions: Sequence[Prediction]) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """Name -> rows of further JSON files for other programs; most tasks have none."""
         ...
 
 
@@ -112,6 +116,9 @@ class TaskBase:
                 numbers["accuracy" if name == TOTAL else f"accuracy/{name}"] = row.value
         numbers["unparsed"] = sum(prediction.status == "unparsed" for prediction in predictions) / len(predictions)
         return numbers | summaries.mean_scores(predictions)
+
+    def files(self, predictions: Sequence[Prediction]) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        return {}
 
     def _record(self, sample: Sample) -> Prediction:
         questions = [message.text.strip() for message in sample.messages if message.role == "user"]

@@ -8,27 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from vidtune.contracts import Message, Sample, UserError
-from vidtune.evaluation import summaries
 from vidtune.evaluation.classification import classes
-from vidtune.evaluation.comparison import mean_interval
 from vidtune.evaluation.metrics import LabelOf
+from vidtune.evaluation.open_answers import JudgedAnswer, OpenAnswer
 from vidtune.evaluation.perplexity import Perplexity
 from vidtune.evaluation.records import Prediction
 from vidtune.evaluation.tables import Table
 from vidtune.evaluation.task_base import Task, TaskBase
-from vidtune.evaluation.text_metrics import bert_scores, meteor, rouge_l, why_no_bert_score, why_no_meteor
-from vidtune.text.answers import (
-    LETTERS,
-    contains_answer,
-    exact_match,
-    match_option,
-    parse_choice_letter,
-    parse_yes_no,
-    token_f1,
-)
+from vidtune.text.answers import LETTERS, match_option, parse_choice_letter
 
 
 @dataclass(frozen=True)
@@ -132,77 +122,11 @@ class ClosedSet(TaskBase):
         return text.split(self.text_before)[0].strip() if self.text_before else text
 
 
-@dataclass(frozen=True)
-class OpenAnswer(TaskBase):
-    """Free text against a reference.
-
-    Args:
-        correct_by: ``exact_match`` (the official rule of ActivityNet-QA; unfair to models that write sentences) or
-            ``contains_answer`` (the reference occurs in the answer as whole words).
-        bert_model: folder of the model that BERTScore compares with, or its name in the Hugging Face cache; empty: it
-            is not computed.
-    """
-
-    correct_by: Literal["exact_match", "contains_answer"] = "exact_match"
-    bert_model: str = ""
-
-    def options(self, sample: Sample) -> tuple[str, ...]:
-        return ()
-
-    def parse(self, sample: Sample, text: str) -> str | None:
-        return text.strip() or None
-
-    def correct(self, sample: Sample, parsed: str) -> bool:
-        rule = {"exact_match": exact_match, "contains_answer": contains_answer}[self.correct_by]
-        return rule(parsed, sample.answer)
-
-    def scores(self, sample: Sample, text: str) -> dict[str, float]:
-        reference = sample.answer
-        scores = {
-            "exact_match": float(exact_match(text, reference)),
-            "contains_answer": float(contains_answer(text, reference)),
-            "token_f1": token_f1(text, reference),
-            "rouge_l": rouge_l(text, reference),
-        }
-        if why_no_meteor() is None:
-            scores["meteor"] = meteor(text, reference)
-        if exact_match(reference, "yes") or exact_match(reference, "no"):
-            scores["yes_no"] = float(parse_yes_no(text) == parse_yes_no(reference))
-        return scores
-
-    def summarise(self, predictions: Sequence[Prediction]) -> Table:
-        table = super().summarise(predictions)
-        table.notes.append(f"An answer is right by {self.correct_by}.")
-        table.notes += summaries.score_notes(predictions)
-        if not any("meteor" in prediction.score for prediction in predictions):
-            reason = why_no_meteor() or "these predictions were scored without it; score them again"
-            table.notes.append(f"meteor: not computed: {reason}")
-        if no_bert_score := why_no_bert_score(self.bert_model):
-            table.notes.append(f"bert_score: not computed: {no_bert_score}")
-        else:
-            values = self._bert_scores(predictions)
-            low, high = mean_interval(values) or (values[0], values[0])
-            table.notes.append(
-                f"bert_score: {100 * sum(values) / len(values):.1f} % (95 % interval {100 * low:.1f} to "
-                f"{100 * high:.1f}, F1 of {self.bert_model}, last layer, not rescaled)"
-            )
-        return table
-
-    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        numbers = super().metrics(predictions)
-        if why_no_bert_score(self.bert_model) is None:
-            values = self._bert_scores(predictions)
-            numbers["bert_score"] = sum(values) / len(values)
-        return numbers
-
-    def _bert_scores(self, predictions: Sequence[Prediction]) -> tuple[float, ...]:
-        return bert_scores([p.prediction for p in predictions], [p.answer for p in predictions], self.bert_model)
-
-
 TASKS: dict[str, type[TaskBase]] = {
     "multiple_choice": MultipleChoice,
     "closed_set": ClosedSet,
     "open_answer": OpenAnswer,
+    "judged_answer": JudgedAnswer,
     "perplexity": Perplexity,
 }
 

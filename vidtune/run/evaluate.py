@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from omegaconf import DictConfig
@@ -92,6 +93,7 @@ def _report(cfg: DictConfig, sets: Sequence[AnswerSet]) -> dict[str, float]:
         table.title = f"{result.name}: {answers.row.cfg.data.name} {answers.split}"
         table.save(answers.folder, "accuracy")
         (answers.folder / "metrics.json").write_text(json.dumps(numbers, indent=2))
+        _write_files(answers.folder / "judge", answers.task.files(result.predictions))
         console.print(table.rich())
         tables.append(table)
         metrics |= numbers if len(sets) == 1 else {f"{result.name}/{key}": value for key, value in numbers.items()}
@@ -108,6 +110,12 @@ def _report(cfg: DictConfig, sets: Sequence[AnswerSet]) -> dict[str, float]:
     for run_dir in [answers.row.checkpoint.parents[1] for answers in sets if answers.row.checkpoint is not None]:
         console.print(f"Loss curve: {run_dir / 'loss_curve.png'}\nRun folder: {run_dir}", soft_wrap=True)
     return metrics
+
+
+def _write_files(folder: Path, files: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    for name, rows in files.items():
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def _joint_tables(sets: Sequence[AnswerSet], results: Sequence[RunPredictions]) -> list[tuple[str, Table]]:

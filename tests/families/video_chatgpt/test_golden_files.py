@@ -28,12 +28,12 @@ COMPARED = (
     "expected/inference.json",
     "expected/inference.safetensors",
     "weights/clip/preprocessor_config.json",
+    "inputs/bench.json",
+    "expected/bench.json",
 )
 ELSEWHERE = (
     "inputs/instructions.json",  # unit/data/test_prepare_video_instruct
     "expected/train.json",  # unit/data/test_prepare_video_instruct
-    "inputs/bench.json",  # evaluation
-    "expected/bench.json",  # evaluation
 )
 
 
