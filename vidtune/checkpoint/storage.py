@@ -1,8 +1,9 @@
-"""Writing checkpoints so that a file with a checkpoint's name is always a whole one."""
+"""Writing checkpoints so that a file with a checkpoint's name is always a whole one; reading none that is damaged."""
 
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         UserError: no space, no permission, or the file does not hold what was written.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as handle:
                 torch.save(checkpoint, handle)
                 handle.flush()
@@ -38,8 +39,32 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.unlink(missing_ok=True)
             raise UserError(
                 f"{target}: the checkpoint could not be written ({error}). Earlier checkpoints are whole. Free some "
-                f"space, lower trainer.keep_checkpoints, or choose another paths.runs_dir; then resume={_run(target)}."
+                f"space, lower trainer.keep_checkpoints or trainer.keep_gb, or choose another paths.runs_dir; then "
+                f"resume={target.parent.parent}."
             ) from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """See ``read_checkpoint``."""
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint in host memory.
+
+    Raises:
+        UserError: missing, cut off, or with bytes that are not those that were written.
+    """
+    try:
+        # torch.load does not look at the check sums: a flipped bit would train on.
+        with zipfile.ZipFile(file) as archive:
+            if (member := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the check sum of {member} is wrong")
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise UserError(
+            f"{file}: the checkpoint is damaged or cannot be read ({error}). Remove it: the run then goes on from the "
+            f"one before; to evaluate or export, choose another with checkpoint=."
+        ) from error
 
 
 def _compare(state: dict[str, Tensor], file: Path) -> None:
@@ -54,7 +79,3 @@ def _compare(state: dict[str, Tensor], file: Path) -> None:
     ]
     if wrong or not state:
         raise RuntimeError(f"read back, {len(wrong)} of {len(state)} tensors differ or are empty: {wrong[:3]}")
-
-
-def _run(checkpoint: Path) -> Path:
-    return checkpoint.parent.parent

@@ -9,6 +9,7 @@ from peft import PeftConfig, inject_adapter_in_model
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import nn
 
+from vidtune.checkpoint.storage import read_checkpoint
 from vidtune.contracts import UserError
 from vidtune.tuning.policy import trainable_state
 
@@ -22,10 +23,7 @@ def load_trained(network: nn.Module, file: Path) -> int:
     Raises:
         UserError: the file is damaged, or was made with another model or tuning.
     """
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise UserError(f"{file}: the checkpoint cannot be read ({error}). Choose another with checkpoint=.") from error
+    checkpoint = read_checkpoint(file)
     own = {f"network.{name}": parameter for name, parameter in trainable_state(network).items()}
     found = checkpoint["state_dict"]
     wrong = sorted(set(own) ^ set(found)) + [

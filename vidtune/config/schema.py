@@ -165,7 +165,9 @@ class TrainerConfig:
     val_every: int | None = None
     val_samples: int = 0
     checkpoint_every: int | None = None
+    checkpoint_every_epochs: float | None = None
     keep_checkpoints: int = 2
+    keep_gb: float | None = None
     early_stopping: int | None = None
     monitor: str = "val/accuracy"
     monitor_mode: str = "max"

@@ -50,6 +50,8 @@ def _faults(cfg: DictConfig) -> list[Any]:
             faults.append(f"data.num_frames={cfg.data.num_frames}; expected at least 1")
         faults += _memory(cfg)
         faults += _four_bit(cfg)
+    if "trainer" in cfg:
+        faults += _cadence(cfg.trainer)
     for check in (_batch, _strategy):
         try:
             check(cfg)
@@ -70,6 +72,19 @@ def _batch(cfg: DictConfig) -> None:
     if "global_batch_size" in cfg:
         processes = num_processes(cfg.hardware)
         BatchArithmetic.derive(cfg.global_batch_size, cfg.micro_batch_size, cfg.accumulation, processes)
+
+
+def _cadence(trainer: DictConfig) -> list[str]:
+    faults = []
+    if trainer.checkpoint_every is not None and trainer.checkpoint_every_epochs is not None:
+        faults.append(
+            f"trainer.checkpoint_every={trainer.checkpoint_every} and trainer.checkpoint_every_epochs="
+            f"{trainer.checkpoint_every_epochs} exclude each other; set one of them to null"
+        )
+    for key in ("checkpoint_every", "checkpoint_every_epochs", "keep_checkpoints", "keep_gb"):
+        if trainer[key] is not None and trainer[key] <= 0:
+            faults.append(f"trainer.{key}={trainer[key]}; expected more than 0")
+    return faults
 
 
 def _strategy(cfg: DictConfig) -> None:

@@ -32,7 +32,7 @@ from vidtune.run.checks import check_config
 from vidtune.run.features import RunFeatures, open_features
 from vidtune.run.logs import start_logging
 from vidtune.run.recipe import save_recipe, with_recipe
-from vidtune.training.callbacks import BadMediaLedger, Interrupt, Meters, TextLog
+from vidtune.training.callbacks import BadMediaLedger, Interrupt, Meters, StepCheckpoints, TextLog
 from vidtune.training.module import VideoTuner
 from vidtune.training.strategies import build_strategy, precision_plugins
 from vidtune.tuning.groups import tuning_table
@@ -95,14 +95,15 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
         rows_per_step=data.batch.accumulation * data.batch.processes,
         num_steps=data.steps,
     )
-    interrupt = Interrupt(checkpoint_folder(run_dir))
-    trainer = _build_trainer(cfg, data, run_dir, interrupt)
+    checkpoints = _checkpoints(cfg, data, run_dir)
+    interrupt = Interrupt(checkpoints)
+    trainer = _build_trainer(cfg, data, run_dir, checkpoints, interrupt)
     try:
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     finally:
         if features is not None:
             features.close()
-    return _finish(cfg, trainer, interrupt, run_dir)
+    return _finish(trainer, checkpoints, interrupt, run_dir)
 
 
 def _run_dir(cfg: DictConfig) -> Path:
@@ -147,10 +148,23 @@ def _build_and_report(cfg: DictConfig, features: RunFeatures | None) -> tuple[An
     return network, policies
 
 
-def _build_trainer(cfg: DictConfig, data: VideoDataModule, run_dir: Path, interrupt: Interrupt) -> L.Trainer:
+def _val_every(cfg: DictConfig, data: VideoDataModule) -> int:
+    return min(cfg.trainer.val_every or max(1, data.steps // 4), data.steps)
+
+
+def _checkpoints(cfg: DictConfig, data: VideoDataModule, run_dir: Path) -> StepCheckpoints:
+    settings = cfg.trainer
+    every = settings.checkpoint_every or _val_every(cfg, data)
+    if settings.checkpoint_every_epochs is not None:
+        every = settings.checkpoint_every_epochs * data.train_planner.steps_per_epoch
+    keep_bytes = None if settings.keep_gb is None else settings.keep_gb * 1e9
+    return StepCheckpoints(checkpoint_folder(run_dir), every, settings.keep_checkpoints, keep_bytes)
+
+
+def _build_trainer(
+    cfg: DictConfig, data: VideoDataModule, run_dir: Path, checkpoints: StepCheckpoints, interrupt: Interrupt
+) -> L.Trainer:
     accumulation = data.batch.accumulation
-    val_every = min(cfg.trainer.val_every or max(1, data.steps // 4), data.steps)
-    checkpoint_every = min(cfg.trainer.checkpoint_every or val_every, data.steps)
     folder = checkpoint_folder(run_dir)
     callbacks: list[L.Callback] = [
         RichProgressBar(refresh_rate=accumulation),
@@ -158,16 +172,7 @@ def _build_trainer(cfg: DictConfig, data: VideoDataModule, run_dir: Path, interr
         TextLog(cfg.trainer.log_every, data.steps),
         BadMediaLedger(run_dir / "bad_media.csv", data.num_media, cfg.media.max_bad_fraction),
         interrupt,
-        ModelCheckpoint(
-            folder,
-            filename="step_{step:06d}",
-            auto_insert_metric_name=False,
-            monitor="step",
-            mode="max",
-            save_top_k=cfg.trainer.keep_checkpoints,
-            every_n_train_steps=checkpoint_every,
-            enable_version_counter=False,
-        ),
+        checkpoints,
     ]
     if data.val_planner is not None:
         callbacks.append(
@@ -197,7 +202,7 @@ def _build_trainer(cfg: DictConfig, data: VideoDataModule, run_dir: Path, interr
         max_steps=data.steps,
         accumulate_grad_batches=accumulation,
         gradient_clip_val=cfg.trainer.grad_clip,
-        val_check_interval=val_every * accumulation if data.val_planner is not None else None,
+        val_check_interval=_val_every(cfg, data) * accumulation if data.val_planner is not None else None,
         log_every_n_steps=cfg.trainer.log_every,
         num_sanity_val_steps=0,
         deterministic="warn" if cfg.trainer.deterministic else False,
@@ -241,10 +246,10 @@ def _summarise(run_dir: Path, metrics: dict[str, float], step: int) -> None:
     Console().print(f"Loss curve: {curve}\nRun folder: {run_dir}", soft_wrap=True)
 
 
-def _finish(cfg: DictConfig, trainer: L.Trainer, interrupt: Interrupt, run_dir: Path) -> dict[str, float]:
+def _finish(trainer: L.Trainer, checkpoints: StepCheckpoints, interrupt: Interrupt, run_dir: Path) -> dict[str, float]:
     last = checkpoint_folder(run_dir) / f"step_{trainer.global_step:06d}.ckpt"
     if not trainer.strategy.broadcast(last.exists()):
-        trainer.save_checkpoint(last)
+        checkpoints.save(trainer)
     for logger in trainer.loggers:
         logger.finalize("success")
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning as L
+
+from vidtune.training.callbacks.checkpoints import StepCheckpoints
 
 log = logging.getLogger(__name__)
 
@@ -18,13 +19,13 @@ class Interrupt(L.Callback):
     """Finishes the optimizer step under way, saves, and stops; a second signal stops at once.
 
     Args:
-        folder: of the checkpoints.
+        checkpoints: writes the last one.
 
     ``signal`` names what came, or is None.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, checkpoints: StepCheckpoints) -> None:
+        self.checkpoints = checkpoints
         self.signal: str | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -46,7 +47,7 @@ class Interrupt(L.Callback):
         # Every process must take the same decision, whichever got the signal.
         if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
             self.signal = self.signal or "a signal to another process"
-            trainer.save_checkpoint(self.folder / f"step_{trainer.global_step:06d}.ckpt")
+            self.checkpoints.save(trainer)
             trainer.should_stop = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
