@@ -7,13 +7,14 @@ settings never continue the file and an unfinished file never becomes a table.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 from vidtune.contracts import UserError
 
@@ -70,7 +71,8 @@ class PredictionWriter:
         dropped: the half-written last line that was cut off, or None.
 
     Raises:
-        UserError: the file was made by other settings, lacks its meta file, or is damaged before its last line.
+        UserError: the file was made by other settings, lacks its meta file, is damaged before its last line, or is
+            being written by another process.
     """
 
     def __init__(
@@ -87,14 +89,19 @@ class PredictionWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             _refuse_other_settings(self.path, read_meta(self.path), meta)
-            predictions, self.dropped, valid_bytes = _scan(self.path)
-            self.done = {prediction.sample_id for prediction in predictions}
-            if self.dropped is not None:
-                os.truncate(self.path, valid_bytes)
-                log.warning("%s: cut off a half-written last line (%d characters)", self.path, len(self.dropped))
         else:
             _write_whole(meta_path(self.path), json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
         self._file = self.path.open("a", encoding="utf-8")
+        try:
+            _lock(self._file, self.path)
+            predictions, self.dropped, valid_bytes = _scan(self.path)
+        except UserError:
+            self._file.close()
+            raise
+        self.done = {prediction.sample_id for prediction in predictions}
+        if self.dropped is not None:
+            os.truncate(self.path, valid_bytes)
+            log.warning("%s: cut off a half-written last line (%d characters)", self.path, len(self.dropped))
 
     def write(self, prediction: Prediction) -> None:
         """Append one prediction and hand it to the operating system.
@@ -206,6 +213,23 @@ def _refuse_other_settings(path: Path, found: Mapping[str, Any], wanted: Mapping
             f"{path}: begun with other settings ({changes}). Evaluate into another folder (output=), or delete the "
             f"file with its {meta_path(path).name}."
         )
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    """Until the file is closed or the process ends, however it ends.
+
+    Raises:
+        UserError: another process has it: two evaluations at once, or one left over from a kill.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{path}: another process is writing these predictions. Wait for it or end it, then give the same command "
+            f"again; or evaluate into another folder (output=)."
+        ) from None
+    except OSError as error:  # a file system without locks
+        log.debug("%s: not locked (%s)", path, error)
 
 
 def _as_json(value: Any) -> Any:

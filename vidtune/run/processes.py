@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
+
+_STARTED_BY_US = "VIDTUNE_EVALUATION_CHILD"
+"""Set in processes that ``evaluate.py`` started itself."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,9 @@ def join_processes(wanted: int) -> Iterator[Processes]:
         wanted: processes to start where no launcher has: one per device.
     """
     children: list[subprocess.Popen] = []
-    if "WORLD_SIZE" not in os.environ and wanted > 1 and Path(sys.argv[0]).name == "evaluate.py":
+    if _STARTED_BY_US in os.environ:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    elif "WORLD_SIZE" not in os.environ and wanted > 1 and Path(sys.argv[0]).name == "evaluate.py":
         children = _start(wanted)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
@@ -62,7 +69,27 @@ def _start(wanted: int) -> list[subprocess.Popen]:
         port = probe.getsockname()[1]
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(wanted)}
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0"}
-    return [
-        subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+    children = [
+        subprocess.Popen(
+            [sys.executable, *sys.argv],
+            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), _STARTED_BY_US: "1"},
+            stdin=subprocess.PIPE,
+        )
         for rank in range(1, wanted)
     ]
+    for child in children:
+        threading.Thread(target=_end_with_child, args=(child,), daemon=True).start()
+    return children
+
+
+def _end_with_child(child: subprocess.Popen) -> None:
+    """A process that failed has said why; waiting for it at the next barrier would last days."""
+    if child.wait() not in (0, -signal.SIGTERM):
+        print(f"vidtune: a process of the evaluation ended with code {child.returncode}.", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _end_with_parent() -> None:
+    """A killed parent closes the pipe; without this its children would answer on, and write beside a new evaluation."""
+    sys.stdin.buffer.read()
+    os._exit(1)
