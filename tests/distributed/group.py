@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,8 +17,14 @@ from pathlib import Path
 from tests.helpers import ROOT
 
 
-def run_group(folder: Path, jobs: Sequence[Sequence[str]], processes: int = 2, timeout: float = 280) -> None:
-    """Run training jobs (lists of overrides) one after the other in one process group; fails with its output."""
+def run_group(
+    folder: Path, jobs: Sequence[Sequence[str]], processes: int = 2, timeout: float = 280, killed: bool = False
+) -> None:
+    """Run training jobs (lists of overrides) one after the other in one process group; fails with its output.
+
+    Args:
+        killed: one of the processes is to end by SIGKILL; the others are then ended too, as a launcher would.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "jobs.json"
     file.write_text(json.dumps([list(job) for job in jobs]))
@@ -33,7 +41,20 @@ def run_group(folder: Path, jobs: Sequence[Sequence[str]], processes: int = 2, t
         for process in group:
             process.kill()
     output = "\n".join(f"--- {log.name}\n{log.read_text()[-6000:]}" for log in logs)
-    assert codes == [0] * processes, output
+    if killed:
+        assert -signal.SIGKILL in codes, output
+    else:
+        assert codes == [0] * processes, output
+
+
+def cut(run: Path, copy: Path, step: int) -> None:
+    """A copy of a run as kill -9 would have left it: the checkpoints up to a step, no summary."""
+    shutil.copytree(run, copy)
+    for file in copy.glob("checkpoints/*.ckpt"):
+        if int(file.stem.split("_")[1]) > step:
+            file.unlink()
+    for name in ("metrics.csv", "summary.json"):
+        (copy / name).unlink()
 
 
 def _start(rank: int, processes: int, port: int, jobs: Path, log: Path) -> subprocess.Popen[bytes]:

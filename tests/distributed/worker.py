@@ -9,45 +9,44 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
 
 import torch
 
+from tests.distributed.group import cut
 from tests.helpers import config
 from vidtune.models import likelihood
 from vidtune.run import train
-from vidtune.run.train import RUN_DIR_VARIABLE
+from vidtune.run.train import RUN_DIR_VARIABLE, Interrupted
 
 
 def main(jobs: Path) -> None:
     torch.set_num_threads(1)
     for job in json.loads(jobs.read_text()):
+        start = time.monotonic()
         if job[0] == "cut":
-            cut(Path(job[1]), Path(job[2]), int(job[3]))
-            continue
-        if job[0] == "head_chunk":
+            cut_once(Path(job[1]), Path(job[2]), int(job[3]))
+        elif job[0] == "head_chunk":
             likelihood.CHUNK = int(job[1])
-            continue
-        os.environ.pop(RUN_DIR_VARIABLE, None)
-        train(config("train", job), job)
+        else:
+            os.environ.pop(RUN_DIR_VARIABLE, None)
+            try:
+                train(config("train", job), job)
+            except Interrupted as end:
+                print(f"interrupted with exit code {end.code}")
+        print(f"JOB {time.monotonic() - start:.1f} s: {' '.join(job[-3:])}", flush=True)
 
 
-def cut(run: Path, copy: Path, step: int) -> None:
-    """What kill -9 leaves behind: the checkpoints up to a step, no summary."""
+def cut_once(run: Path, copy: Path, step: int) -> None:
+    """By the first process; the others wait for it."""
     done = copy.with_name(f"{copy.name}.cut")
     if os.environ["RANK"] == "0":
-        shutil.copytree(run, copy)
-        for file in copy.glob("checkpoints/*.ckpt"):
-            if int(file.stem.split("_")[1]) > step:
-                file.unlink()
-        for name in ("metrics.csv", "summary.json"):
-            (copy / name).unlink()
+        cut(run, copy, step)
         done.touch()
     while not done.exists():
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from vidtune.contracts import Batch, MediaItem, NetworkOutput
 from vidtune.models.attention import PACKED_SDPA, PackedLayout
 from vidtune.models.fusion import check_placeholders, fuse
 from vidtune.models.likelihood import target_likelihood
+from vidtune.models.shards import is_sharded
 
 ROLES = ("vision", "connector", "language", "new_tokens")
 
@@ -136,10 +137,17 @@ class VideoLLM(nn.Module):
 
     @torch.no_grad()
     def generate(self, batch: Batch, **kwargs: Any) -> Tensor:
-        """New ids (B, new tokens) for a left-padded batch of prompts; ``kwargs`` go to transformers' ``generate``."""
+        """New ids (B, new tokens) for a left-padded batch of prompts; ``kwargs`` go to transformers' ``generate``.
+
+        With sharded weights every process must call it equally often; one whose answers end early then goes on until
+        all have ended.
+        """
         check_placeholders(batch)
         return self.language.generate(
-            inputs_embeds=self.fused_embeddings(batch), attention_mask=batch.attention_mask, **kwargs
+            inputs_embeds=self.fused_embeddings(batch),
+            attention_mask=batch.attention_mask,
+            synced_gpus=is_sharded(self),
+            **kwargs,
         )
 
     def train(self, mode: bool = True) -> VideoLLM:

@@ -31,7 +31,8 @@ from vidtune.run.build import build_datamodule, build_processor, build_tuned_net
 from vidtune.run.checks import check_config
 from vidtune.run.features import RunFeatures, open_features
 from vidtune.run.logs import start_logging
-from vidtune.run.recipe import save_recipe, with_recipe
+from vidtune.run.recipe import save_recipe
+from vidtune.run.resume import resumed_config
 from vidtune.training.callbacks import BadMediaLedger, Interrupt, Meters, StepCheckpoints, TextLog
 from vidtune.training.module import VideoTuner
 from vidtune.training.strategies import build_strategy, precision_plugins
@@ -65,7 +66,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
     resumed = find_run(cfg.resume, Path(cfg.paths.runs_dir)) if cfg.resume else _requeued_run(cfg)
     checkpoint = find_checkpoint(resumed, "last") if resumed else None
     if resumed:
-        cfg = with_recipe(cfg, resumed, overrides, everything=True)
+        cfg = resumed_config(cfg, resumed, overrides)
     check_config(cfg)
     run_dir = resumed or _new_run_dir(cfg)
     os.environ[RUN_DIR_VARIABLE] = str(run_dir)

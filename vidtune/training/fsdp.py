@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from vidtune.training.whole_files import WholeFiles
 
-class ShardStrategy(ModelParallelStrategy):
+
+class ShardStrategy(WholeFiles, ModelParallelStrategy):
     """FSDP2 over all processes.
 
     Checkpoints are one file with full tensors, as of a single process: any strategy and any number of processes can go
@@ -57,16 +59,6 @@ class ShardStrategy(ModelParallelStrategy):
             "state": {number: self._gathered(values) for number, values in state["state"].items()},
             "param_groups": state["param_groups"],
         }
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
-
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        return True
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None

@@ -178,7 +178,13 @@ class VideoTuner(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Go on with the random stream of the checkpoint, so that a resumed run draws the same dropout."""
-        # With another number of processes there is no stream to go on with for each.
+        if len(self._restored_rng) not in (0, self.trainer.world_size):
+            log.warning(
+                "the checkpoint holds random states of %d processes, and this run has %d: losses go on as before, but "
+                "dropout begins a new random stream.",
+                len(self._restored_rng),
+                self.trainer.world_size,
+            )
         if len(self._restored_rng) == self.trainer.world_size:
             state = self._restored_rng[self.trainer.global_rank]
             torch.set_rng_state(state["cpu"])

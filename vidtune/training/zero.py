@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vidtune.training.whole_files import WholeFiles
 from vidtune.training.zero_config import zero_config
 
 
@@ -42,7 +43,7 @@ class ZeroPrecision(DeepSpeedPrecision):
         return torch.autocast(self.autocast, torch.bfloat16) if self.autocast else nullcontext()
 
 
-class ZeroStrategy(DeepSpeedStrategy):
+class ZeroStrategy(WholeFiles, DeepSpeedStrategy):
     """ZeRO 1 to 3.
 
     Checkpoints are one file with full tensors, as of a single process: any strategy and any number of processes can go
@@ -155,16 +156,6 @@ class ZeroStrategy(DeepSpeedStrategy):
             groups.append({**options, "params": list(range(start, start + len(parameters)))})
             start += len(parameters)
         return {"state": states, "param_groups": groups}
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
-
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        return True
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
