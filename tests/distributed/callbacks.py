@@ -26,7 +26,8 @@ class SignalAt(L.Callback):
         self.step, self.number, self.rank = step, number, rank
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        middle = batch_idx % trainer.accumulate_grad_batches
+        # Once: a second signal ends a run at once.
+        middle = batch_idx % trainer.accumulate_grad_batches == 1
         if trainer.global_step == self.step and middle and trainer.global_rank == self.rank:
             os.kill(os.getpid(), self.number)
 
@@ -44,7 +45,8 @@ class AnswerValidation(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         mine = data.val_samples_list[trainer.global_rank :: trainer.world_size]
-        sizes = {"batch_size": 2, "max_new_tokens": 6, "num_workers": 0, "device": pl_module.device}
+        # One by one, so that both processes call the network equally often.
+        sizes = {"batch_size": 1, "max_new_tokens": 6, "num_workers": 0, "device": pl_module.device}
         answers = generate_answers(pl_module.network, data.processor, data.source, mine, **sizes)
         found = {sample.sample_id: text for sample, text, _ in answers}
         self.folder.mkdir(parents=True, exist_ok=True)

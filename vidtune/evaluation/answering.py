@@ -18,7 +18,6 @@ from vidtune.data.rows import Encoder
 from vidtune.evaluation.by_video import AnswerRow, AnswerRows, Prompts, group_by_video, of_one_video
 from vidtune.evaluation.perplexity import likelihood_text
 from vidtune.models.base import VideoLLM
-from vidtune.models.generation import generate_from_prefixes
 
 Answer = tuple[Sample, str, str]
 """Sample, text of the answer, and why its media could not be read (empty where they could)."""
@@ -52,10 +51,8 @@ def generate_answers(
     dataset = Prompts(samples, groups, Encoder(processor, source, "infer"), source)
     for number, batch, bad in _loader(dataset, num_workers):
         batch = batch.to(device)
-        if batch.prefixes is None:
-            ids = network.generate(batch.prompts, **options)
-        else:
-            ids = generate_from_prefixes(network, batch.prefixes, batch.prompts, batch.prefix_of, **options)
+        # By the network's own method: where it is sharded, that is what gathers the weights outside of layers.
+        ids = network.generate(batch.prompts, prefixes=batch.prefixes, prefix_of=batch.prefix_of, **options)
         for index, row, reason in zip(groups[number], ids.tolist(), bad, strict=True):
             yield samples[index], processor.decode(_until_stop(row, processor.stop_ids)), reason
 

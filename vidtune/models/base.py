@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vidtune.contracts import Batch, MediaItem, NetworkOutput
 from vidtune.models.attention import PACKED_SDPA, PackedLayout
 from vidtune.models.fusion import check_placeholders, fuse
+from vidtune.models.generation import generate_from_prefixes
 from vidtune.models.likelihood import target_likelihood
 from vidtune.models.shards import is_sharded
 
@@ -136,18 +137,24 @@ class VideoLLM(nn.Module):
         return {"attention_mask": unused, "packed_layout": layout}
 
     @torch.no_grad()
-    def generate(self, batch: Batch, **kwargs: Any) -> Tensor:
+    def generate(
+        self, batch: Batch, prefixes: Batch | None = None, prefix_of: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
         """New ids (B, new tokens) for a left-padded batch of prompts; ``kwargs`` go to transformers' ``generate``.
 
-        With sharded weights every process must call it equally often; one whose answers end early then goes on until
-        all have ended.
+        With sharded weights every process must call it equally often, and with prefixes where others do; one whose
+        answers end early then goes on until all have ended.
+
+        Args:
+            prefixes, prefix_of: beginnings that the prompts share; see ``generate_from_prefixes``.
         """
+        kwargs["synced_gpus"] = is_sharded(self)
+        if prefixes is not None:
+            assert prefix_of is not None
+            return generate_from_prefixes(self, prefixes, batch, prefix_of, **kwargs)
         check_placeholders(batch)
         return self.language.generate(
-            inputs_embeds=self.fused_embeddings(batch),
-            attention_mask=batch.attention_mask,
-            synced_gpus=is_sharded(self),
-            **kwargs,
+            inputs_embeds=self.fused_embeddings(batch), attention_mask=batch.attention_mask, **kwargs
         )
 
     def train(self, mode: bool = True) -> VideoLLM:

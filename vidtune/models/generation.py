@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from vidtune.contracts import Batch
-from vidtune.models.base import VideoLLM
 from vidtune.models.fusion import check_placeholders
+
+if TYPE_CHECKING:
+    from vidtune.models.base import VideoLLM
 
 
 @torch.no_grad()
