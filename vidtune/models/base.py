@@ -158,14 +158,19 @@ class VideoLLM(nn.Module):
         )
 
     def train(self, mode: bool = True) -> VideoLLM:
-        """Frozen parts stay in eval mode: dropout or drop-path in them would add noise that nothing can learn from."""
+        """Frozen parts stay in eval mode: dropout or drop-path in them would add noise that nothing can learn from.
+
+        Layers that compute their activations again in the backward pass do so in training mode only, which they keep;
+        what is inside them does not.
+        """
         super().train(mode)
         for role in ROLES:
             module = getattr(self, role, None)
-            if module is not None:
-                for child in (module, *module.children()):
-                    if any(True for _ in child.parameters()) and not _trains(child):
-                        child.eval()
+            for child in module.modules() if module is not None else ():
+                if child.training and any(True for _ in child.parameters()) and not _trains(child):
+                    child.eval()
+                    for layer in child.modules():
+                        layer.training = mode and getattr(layer, "gradient_checkpointing", False)
         return self
 
     @property

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -115,7 +116,9 @@ def build_network(cfg: DictConfig, absent: Sequence[str] = ()) -> VideoLLM:
 def build_tuned_network(cfg: DictConfig, absent: Sequence[str] = ()) -> tuple[VideoLLM, Mapping[str, Any]]:
     """The network as it trains, and the policy of every parameter that does; ``absent`` as for ``build_network``."""
     network = _load_network(cfg, absent)
-    policies = apply_tuning(network, cfg.tuning, cfg.model.lora_targets, cfg.model.lora_parameters)
+    # A card that needs loss scaling has no bf16.
+    compute_dtype = torch.float16 if cfg.hardware.precision == "16-mixed" else torch.bfloat16
+    policies = apply_tuning(network, cfg.tuning, cfg.model.lora_targets, cfg.model.lora_parameters, compute_dtype)
     remove(network, absent)
     if cfg.hardware.activation_checkpointing:
         network.language.gradient_checkpointing_enable({"use_reentrant": False})

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any
 
+import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,6 +18,7 @@ from vidtune.media.sampling import SAMPLING, SHORT
 from vidtune.models.attention import ATTENTION
 from vidtune.models.base import ROLES
 from vidtune.training.strategies import build_strategy, num_processes
+from vidtune.tuning.faults import policy_faults
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _REDUCTIONS = ("token", "sample")
@@ -42,6 +44,7 @@ def _faults(cfg: DictConfig) -> list[Any]:
     faults += _choice(cfg.media.feature_cache_dtype, CACHE_DTYPES, "media.feature_cache_dtype")
     faults += _choice(cfg.batch.reduction, _REDUCTIONS, "batch.reduction")
     faults += _choice(cfg.hardware.precision, _PRECISIONS, "hardware.precision")
+    faults += _loss_scaling(cfg)
     faults += _choice(cfg.hardware.attention, ("auto", *ATTENTION), "hardware.attention")
     faults += _choice(cfg.model.dtype, tuple(_BYTES), "model.dtype")
     if not missing:
@@ -49,6 +52,8 @@ def _faults(cfg: DictConfig) -> list[Any]:
         if cfg.data.num_frames < 1:
             faults.append(f"data.num_frames={cfg.data.num_frames}; expected at least 1")
         faults += _memory(cfg)
+        policies = {role: cfg.tuning[role] for role in ROLES} | dict(cfg.tuning.parts)
+        faults += [fault for path, policy in policies.items() for fault in policy_faults(path, policy)]
         faults += _four_bit(cfg)
     if "trainer" in cfg:
         faults += _cadence(cfg.trainer)
@@ -105,6 +110,16 @@ def _memory(cfg: DictConfig) -> list[str]:
     return [
         f"model={cfg.model.name} needs {needed:.1f} GB for its {what}, but a device has {memory} GB "
         f"(hardware={cfg.hardware.name}). Choose a larger card, a smaller model, or a strategy that shards (strategy=)."
+    ]
+
+
+def _loss_scaling(cfg: DictConfig) -> list[str]:
+    on_cpu = cfg.hardware.accelerator == "cpu" or (cfg.hardware.accelerator == "auto" and not torch.cuda.is_available())
+    if cfg.hardware.precision != "16-mixed" or not on_cpu:
+        return []
+    return [
+        "hardware.precision=16-mixed scales the loss for GPUs without bf16; Lightning would run bf16 in its place on a "
+        "CPU. Set hardware.precision=32-true or bf16-mixed"
     ]
 
 

@@ -30,7 +30,8 @@ class VideoTuner(L.LightningModule):
         build: makes the network with its weights, adapted and frozen; called in ``configure_model``, when the strategy
             is ready. Returns the network and the policy of every parameter that trains.
         build_optimizer: parameter groups -> optimizer.
-        build_schedule: optimizer, number of steps -> scheduler.
+        build_schedule: optimizer, number of steps -> scheduler; where a policy has a schedule, also ``own``: what
+            differs per parameter group.
         lr, weight_decay: of the groups whose policy sets none.
         rows_per_step: accumulation x processes.
         num_steps: optimizer steps of the run.
@@ -62,14 +63,16 @@ class VideoTuner(L.LightningModule):
     def configure_model(self) -> None:
         if self.network is None:
             self.network, self.policies = self._build()
+            self.network.train()  # Lightning leaves modes as they are; here is decided that frozen parts do not train
             if (shard := getattr(self.trainer.strategy, "shard", None)) is not None:
                 shard(self.network)
 
     def configure_optimizers(self) -> Any:
         assert self.network is not None
         groups = parameter_groups(self.network, self.policies, self.lr, self.weight_decay)
+        own = [group.pop("schedule") for group in groups]
         optimizer = self._build_optimizer(groups)
-        scheduler = self._build_schedule(optimizer, self.num_steps)
+        scheduler = self._build_schedule(optimizer, self.num_steps, **({"own": own} if any(own) else {}))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ------------------------------------------------------------------ steps
@@ -103,6 +106,14 @@ class VideoTuner(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse a gradient that is not finite before it reaches the weights."""
+        if (scaler := getattr(self.trainer.precision_plugin, "scaler", None)) is not None:
+            # Loss scaling tries scales that are too large; it leaves such a step out and halves the scale.
+            if scaler.get_scale() < 1:
+                raise NonFiniteError(
+                    f"step {self.global_step}: gradients overflow float16 with every loss scale down to 1. Lower "
+                    f"optim.lr, or use hardware.precision=bf16-mixed or 32-true."
+                )
+            return
         gradients = [_local(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients and not torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all():
             graded = ((n, p.grad) for n, p in self.named_parameters() if p.grad is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -73,7 +74,41 @@ _ROUNDING = {"up": math.ceil, "down": math.floor}
 
 
 def build_schedule(
-    optimizer: Optimizer,
+    optimizer: Optimizer, total_steps: int, *, own: Sequence[Mapping[str, Any]] = (), **settings: Any
+) -> LambdaLR:
+    """A scheduler that is stepped once per optimizer step.
+
+    Args:
+        total_steps: optimizer steps of the run.
+        own: per parameter group, what differs from ``settings``; see ``override``. None given: nothing does.
+        settings: of ``build_factor``, for all groups.
+
+    Raises:
+        UserError: as ``build_factor``.
+    """
+    groups = optimizer.param_groups
+    factors = [
+        build_factor(group["lr"], total_steps, **override(settings, differs))
+        for group, differs in zip(groups, own or [{}] * len(groups), strict=True)
+    ]
+    return LambdaLR(optimizer, factors)
+
+
+_EXCLUSIVE = {"warmup_steps": "warmup_ratio", "warmup_ratio": "warmup_steps", "min_ratio": "min_lr"}
+_COMMON = {"name", "warmup_steps", "warmup_ratio", "warmup_rounding", "min_ratio", "min_lr"}
+
+
+def override(settings: Mapping[str, Any], differs: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of one group: its own before the common ones, of which those are left out that its own replace
+    (a ratio by a number of steps, the options of another schedule)."""
+    replaced = {_EXCLUSIVE[key] for key in differs if key in _EXCLUSIVE}
+    other = differs.get("name", settings.get("name")) != settings.get("name")
+    kept = {k: v for k, v in settings.items() if k not in replaced and (k in _COMMON or not other)}
+    return {**kept, **differs}
+
+
+def build_factor(
+    lr: float,
     total_steps: int,
     *,
     name: str,
@@ -83,16 +118,17 @@ def build_schedule(
     min_ratio: float = 0.0,
     min_lr: float | None = None,
     **options: Any,
-) -> LambdaLR:
-    """A scheduler that is stepped once per optimizer step.
+) -> Callable[[int], float]:
+    """Optimizer step -> factor on a learning rate.
 
     Args:
+        lr: the learning rate.
         total_steps: optimizer steps of the run.
         name: key of ``SCHEDULES``.
         warmup_steps, warmup_ratio: one of them; the ratio is of ``total_steps``.
         warmup_rounding: of that share to steps, ``up`` (transformers) or ``down``.
         min_ratio: floor, as a share of the learning rate.
-        min_lr: floor as a learning rate, the same for all groups; takes the place of ``min_ratio``.
+        min_lr: floor as a learning rate; takes the place of ``min_ratio``.
         options: further arguments of that schedule.
 
     Raises:
@@ -108,5 +144,4 @@ def build_schedule(
         signature(policy).bind(0, min_ratio=min_ratio, **arguments)
     except TypeError as error:
         raise UserError(f"optim.schedule: {name!r} and its options {sorted(options)} do not fit: {error}.") from error
-    floors = [min_ratio if min_lr is None else min_lr / group["lr"] for group in optimizer.param_groups]
-    return LambdaLR(optimizer, [partial(policy, min_ratio=floor, **arguments) for floor in floors])
+    return partial(policy, min_ratio=min_ratio if min_lr is None else min_lr / lr, **arguments)

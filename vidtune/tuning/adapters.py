@@ -22,6 +22,7 @@ def add_adapters(
     lora_targets: Mapping[str, str],
     lora_parameters: Mapping[str, str],
     frozen_layers: Collection[str] = (),
+    compute_dtype: torch.dtype = torch.bfloat16,
 ) -> list[str]:
     """Put adapters on what matches below a path; with ``mode: qlora`` the adapted layers become NF4 first.
 
@@ -30,22 +31,21 @@ def add_adapters(
         lora_targets: role -> the family's pattern for linear layers.
         lora_parameters: role -> its pattern for fused expert parameters.
         frozen_layers: module paths that stay without adapters.
+        compute_dtype: in which four-bit layers compute.
 
     Returns:
         Names of the adapters' parameters.
 
     Raises:
-        UserError: no rank, no pattern, or a pattern that matches nothing.
+        UserError: no pattern, or one that matches nothing.
     """
-    if policy.rank is None or policy.rank < 1 or policy.alpha is None:
-        raise UserError(f"tuning.{path}: LoRA needs rank (>= 1) and alpha; found {policy.rank} and {policy.alpha}.")
     role = path.split(".")[0]
     pattern = policy.targets or lora_targets.get(role)
     if not pattern:
         raise UserError(f"tuning.{path}.targets: the family names no LoRA targets for this part; set a pattern.")
     linears = matching_linears(network, path, pattern, frozen_layers)
     if policy.mode == "qlora":
-        quantise(network, linears)
+        quantise(network, linears, compute_dtype)
     before = {name for name, parameter in network.named_parameters() if "lora_" in name}
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     config = LoraConfig(
@@ -94,8 +94,8 @@ def matching_linears(network: nn.Module, path: str, pattern: str, frozen_layers:
     return matching
 
 
-def quantise(network: nn.Module, names: Collection[str]) -> None:
-    """Store the weights of these linear layers in NF4 with double quantisation; they compute in bf16.
+def quantise(network: nn.Module, names: Collection[str], compute_dtype: torch.dtype = torch.bfloat16) -> None:
+    """Store the weights of these linear layers in NF4 with double quantisation.
 
     Embeddings, head, norms and all else keep their dtype: only what adapters correct is rounded. On a GPU the values
     are rounded when the strategy moves them there.
@@ -109,7 +109,7 @@ def quantise(network: nn.Module, names: Collection[str]) -> None:
             linear.in_features,
             linear.out_features,
             bias=linear.bias is not None,
-            compute_dtype=torch.bfloat16,
+            compute_dtype=compute_dtype,
             compress_statistics=True,
             quant_type="nf4",
             device="meta",
@@ -118,6 +118,9 @@ def quantise(network: nn.Module, names: Collection[str]) -> None:
             linear.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4", module=four_bit
         )
         four_bit.bias = linear.bias
+        # On some CPUs bitsandbytes repacks the weights in eval mode, for good: scales become bf16, sizes that are no
+        # multiple of 64 fail, and training after a validation would read the packed bytes as plain ones.
+        four_bit.support_avx512bf16_for_cpu = False
         if not torch.cuda.is_available():
             four_bit = four_bit.to("cpu")
         network.set_submodule(name, four_bit)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from rich.table import Table
 from torch import nn
 
@@ -16,23 +18,33 @@ from vidtune.models.base import ROLES
 def parameter_groups(
     network: nn.Module, policies: Mapping[str, Any], lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups by role, learning rate and decay. Biases and norms (fewer than two axes) never decay.
+    """Groups by role, learning rate, decay and schedule. Biases and norms (fewer than two axes) never decay.
 
     Args:
         policies: of every parameter that trains; from ``apply_tuning``.
+
+    Returns:
+        Groups for torch's optimizers; ``schedule`` in each is what differs from ``optim.schedule`` there.
     """
-    groups: dict[tuple[str, float, float], list[torch.Tensor]] = defaultdict(list)
+    groups: dict[tuple[str, float, float, str], list[torch.Tensor]] = defaultdict(list)
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             policy = policies[name]
             decay = weight_decay if policy.weight_decay is None else policy.weight_decay
             # Under ZeRO-3 the parameter itself is empty and its shape lies beside it.
             matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
-            key = (name.split(".")[0], lr * policy.lr_ratio, decay if matrix else 0.0)
+            schedule = json.dumps(OmegaConf.to_container(policy.schedule) if policy.schedule else {}, sort_keys=True)
+            key = (name.split(".")[0], lr * policy.lr_ratio, decay if matrix else 0.0, schedule)
             groups[key].append(parameter)
     return [
-        {"params": parameters, "lr": rate, "weight_decay": decay, "name": f"{role}{'' if decay else '/no_decay'}"}
-        for (role, rate, decay), parameters in groups.items()
+        {
+            "params": parameters,
+            "lr": rate,
+            "weight_decay": decay,
+            "name": f"{role}{'' if decay else '/no_decay'}",
+            "schedule": json.loads(schedule),
+        }
+        for (role, rate, decay, schedule), parameters in groups.items()
     ]
 
 

@@ -11,13 +11,16 @@ from torch import nn
 from vidtune.contracts import UserError
 from vidtune.models.base import ROLES, VideoLLM
 from vidtune.tuning.adapters import add_adapters
+from vidtune.tuning.faults import policy_faults
 from vidtune.tuning.layers import frozen_layers, norm_modules
-
-MODES = ("frozen", "full", "layernorm", "lora", "qlora")
 
 
 def apply_tuning(
-    network: VideoLLM, tuning: Any, lora_targets: Mapping[str, str], lora_parameters: Mapping[str, str] | None = None
+    network: VideoLLM,
+    tuning: Any,
+    lora_targets: Mapping[str, str],
+    lora_parameters: Mapping[str, str] | None = None,
+    compute_dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Any]:
     """Freeze, unfreeze and adapt a network as the policies say; what trains becomes float32.
 
@@ -26,6 +29,7 @@ def apply_tuning(
         tuning: a ``TuningConfig``: a policy per role, and per module path in ``parts``.
         lora_targets: the family's own adapter targets by role.
         lora_parameters: the same on names of fused expert parameters.
+        compute_dtype: in which four-bit layers compute.
 
     Returns:
         The policy of every parameter that trains, by parameter name.
@@ -39,13 +43,13 @@ def apply_tuning(
     chosen: dict[str, Any] = {}
     # Shorter paths first, so that a part overrides its role.
     for path, policy in sorted(policies.items(), key=lambda entry: entry[0].count(".")):
-        if policy.mode not in MODES:
-            raise UserError(f"tuning: mode {policy.mode!r} of {path} is unknown; choose one of {', '.join(MODES)}.")
+        if faults := policy_faults(path, policy):
+            raise UserError(" ".join(faults))
         module = _module(network, path)
         module.requires_grad_(False)
         below = {f"{path}.{name}" for name, _ in module.named_parameters()}
         frozen = frozen_layers(network, path, policy.freeze_layers)
-        trained = _trained(network, path, policy, lora_targets, lora_parameters or {}, frozen)
+        trained = _trained(network, path, policy, lora_targets, lora_parameters or {}, frozen, compute_dtype)
         chosen = {name: value for name, value in chosen.items() if name not in below}
         chosen |= dict.fromkeys(trained, policy)
     if not chosen:
@@ -66,10 +70,11 @@ def _trained(
     lora_targets: Mapping[str, str],
     lora_parameters: Mapping[str, str],
     frozen: list[str],
+    compute_dtype: torch.dtype,
 ) -> list[str]:
     """Set ``requires_grad`` below a path and name what trains there."""
     if policy.mode in ("lora", "qlora"):
-        return add_adapters(network, path, policy, lora_targets, lora_parameters, frozen)
+        return add_adapters(network, path, policy, lora_targets, lora_parameters, frozen, compute_dtype)
     module = _module(network, path)
     parts: list[str] = []
     if policy.mode == "full":

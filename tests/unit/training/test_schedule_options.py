@@ -30,3 +30,20 @@ def test_the_restarting_warmup_starts_again_and_then_jumps_onto_the_cosine():
 def test_an_option_that_does_not_fit_the_schedule_is_named(options):
     with pytest.raises(UserError, match=r"optim\.schedule.*epoch_steps"):
         build_schedule(optimizer(), 6, **options)
+
+
+def test_a_part_may_have_a_schedule_of_its_own():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 4.0, 2.0)]
+    common = {"name": "restarting_cosine", "warmup_ratio": 0.5, "min_lr": 0.1, "epoch_steps": 3}
+    own = [{"name": "constant", "warmup_steps": 2}, {"name": "linear", "warmup_steps": 0, "min_ratio": 0.5}, {}]
+    schedule = build_schedule(torch.optim.SGD(groups), 4, own=own, **common)
+    rates = []
+    for _ in range(4):
+        rates.append(schedule.get_last_lr())
+        schedule.optimizer.step()
+        schedule.step()
+    constant, linear, restarting = map(list, zip(*rates))
+    assert constant == [0.0, 0.5, 1.0, 1.0]
+    assert linear == [4.0, 3.5, 3.0, 2.5]
+    # Two warm-up steps from 0, then 0.1 + 0.95 (1 + cos(pi s / 4)) for s = 2, 3.
+    assert restarting == pytest.approx([0.0, 1.0, 1.05, 0.378249], abs=1e-6)

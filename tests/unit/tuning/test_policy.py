@@ -12,6 +12,7 @@ from vidtune.config.schema import PartPolicy, TuningConfig
 from vidtune.contracts import UserError
 from vidtune.models.tiny.tiny import write_tiny_checkpoint
 from vidtune.models.tiny.weights import build_network, load_weights
+from vidtune.run.checks import check_config
 from vidtune.tuning.groups import parameter_groups
 from vidtune.tuning.policy import apply_tuning
 
@@ -92,12 +93,41 @@ def test_lora_learns_where_the_pattern_matches_and_keeps_other_policies(network)
         ({"mode": "lora", "alpha": 8.0}, "LoRA needs rank"),
         ({"mode": "lora", "rank": 4}, "LoRA needs rank"),
         ({"mode": "lora", "targets": "q_proj", **LORA}, "matches no linear module"),
+        ({"mode": "lora", "rank": 0, "alpha": 8.0}, "LoRA needs rank"),
+        ({"mode": "lora", "targets": "(q_proj", **LORA}, "is no regular expression"),
+        ({"mode": "lora", "dropout": 1.5, **LORA}, "expected a probability below 1"),
         ({"mode": "adapters"}, "mode 'adapters' of language is unknown"),
     ],
 )
 def test_a_policy_that_cannot_work_says_why(network, policy, message):
     with pytest.raises(UserError, match=message):
         tune(network, language=policy)
+
+
+def test_a_part_that_is_not_there_is_named_with_those_that_are(network):
+    with pytest.raises(UserError, match=r"no part 'vision\.tower'.*vision\.vit"):
+        tune(network, {"vision.tower": {"mode": "full"}}, language={"mode": "full"})
+
+
+def test_a_network_in_which_nothing_trains_is_refused(network):
+    with pytest.raises(UserError, match="every part is frozen"):
+        tune(network, language={"mode": "frozen"})
+
+
+def test_faults_of_policies_are_found_before_any_weight_is_loaded():
+    words = ["model=aria", "model.path=none", "data.root=none", "global_batch_size=8", "micro_batch_size=4"]
+    words += ["tuning=lora", "hardware=h100x8", "strategy=zero3", "tuning.vision.mode=ful", "tuning.language.rank=null"]
+    cfg = config("train", [*words, "tuning.connector.freeze_layers=4..2", "data.num_frames=4"])
+    with pytest.raises(UserError, match=r"(?s)mode 'ful' of vision.*freeze_layers='4\.\.2'.*language: LoRA needs rank"):
+        check_config(cfg)
+
+
+def test_groups_carry_the_schedule_of_their_part(network):
+    own = {"mode": "full", "schedule": {"name": "constant"}}
+    policies = tune(network, vision=own, connector={"mode": "full"})
+    groups = parameter_groups(network, policies, lr=1e-3, weight_decay=0.1)
+    found = {group["name"]: group["schedule"] for group in groups}
+    assert found["vision"] == found["vision/no_decay"] == {"name": "constant"} and found["connector"] == {}
 
 
 def test_a_part_overrides_its_role(network):
