@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import pytest
+
+from vidtune.media import deadline, decode
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230)}
 FRAMES = 12
@@ -50,9 +55,27 @@ def _no_frames(path: Path) -> None:
         container.start_encoding()
 
 
+def _hang(path: Path) -> None:
+    """Nothing is wrong with the file; ``hang_on_marked`` makes the decoder never return."""
+    path.with_suffix(".hangs").touch()
+
+
+def hang_on_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the decoder hang, deaf to everything but the end of its process, on the clips that are broken so."""
+    read_pyav = decode.read_pyav
+
+    def read(path: str, wanted: Sequence[int]) -> Iterator[Any]:
+        while Path(path).with_suffix(".hangs").exists():
+            time.sleep(3600)
+        return read_pyav(path, wanted)
+
+    monkeypatch.setattr(decode, "read_pyav", read)
+    monkeypatch.setattr(deadline, "_idle", [])  # readers forked before know nothing of it
+
+
 WAYS: dict[str, Callable[[Path], object]] = {
     "missing": Path.unlink,
-    "empty": lambda path: path.write_bytes(b""),
+    "hangs": _hang,
     "no_video": lambda path: path.write_text("this is no video " * 50),
     "truncated": _truncate,
     "audio_only": _audio_only,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.broken_clips import WAYS, write_set
+from tests.broken_clips import WAYS, hang_on_marked, write_set
 from tests.helpers import config, small_run
 from vidtune.commands.main import main
 from vidtune.contracts import UserError
@@ -23,11 +23,16 @@ def broken_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     return root, write_set(root, 24, 6)
 
 
+@pytest.fixture(autouse=True)
+def hanging_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    hang_on_marked(monkeypatch)
+
+
 def overrides(root: Path, cache_dir: Path, runs: Path, *more: str) -> list[str]:
     kept = [word for word in small_run(root, cache_dir, runs) if not word.startswith("data.prepare")]
     dropped = {word.split("=")[0] for word in more}
     kept = [word for word in kept if word.split("=")[0] not in dropped]
-    return ["data=questions", *kept, "data.val_split=''", *more]
+    return ["data=questions", *kept, "data.val_split=''", "media.deadline_s=1", *more]
 
 
 def run(words: list[str]) -> dict[str, float]:
@@ -97,7 +102,7 @@ def test_the_run_stops_above_the_bound_and_goes_without_listed_media(
 
 def test_a_bad_clip_counts_as_wrong_and_is_listed(broken_set, cache_dir: Path, tmp_path: Path) -> None:
     root, broken = broken_set
-    words = [word for word in overrides(root, cache_dir, tmp_path) if word.split(".")[0] in ("data", "paths")]
+    words = [word for word in overrides(root, cache_dir, tmp_path) if word.split(".")[0] in ("data", "paths", "media")]
     words = ["data=questions", *[w for w in words if w != "data=questions"], "hardware=cpu", f"output={tmp_path / 'e'}"]
     metrics = evaluate(config("evaluate", words), words)
     rows = [json.loads(line) for line in (tmp_path / "e/predictions.jsonl").read_text().splitlines()]

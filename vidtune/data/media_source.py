@@ -13,7 +13,7 @@ from rich.progress import track
 
 from vidtune.contracts import MediaInfo, MediaItem, MediaPlan, MediaRef, Preset, Processor
 from vidtune.data.bad_media import BadMedia
-from vidtune.media import MediaError, ProbeCache, draw_rng, probe, read_frames
+from vidtune.media import MediaError, ProbeCache, draw_rng, probe, read_frames, start_reader
 from vidtune.media.feature_cache import DUMMY_KEY, FeatureCache
 
 _NOMINAL_FRAMES = 32
@@ -52,6 +52,10 @@ class MediaSource:
     features: FeatureCache | None = None
     _variants: dict[tuple[int | None, str | None], Processor] = field(default_factory=dict, init=False, repr=False)
     _probes: ProbeCache | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.deadline_s is not None:
+            start_reader()  # before this process holds a network
 
     def plan(self, ref: MediaRef, epoch: int, preset: Preset) -> MediaPlan:
         """Frames and spans of a medium; the draws depend on seed, epoch and medium alone, so that all questions of a
@@ -152,12 +156,14 @@ class MediaSource:
         return self._variants[key]
 
     def _probe(self, ref: MediaRef) -> MediaInfo:
-        return probe(ref) if self.cache_dir is None else self._probe_cache().probe(ref)
+        if self.cache_dir is None:
+            return probe(ref, deadline_s=self.deadline_s)
+        return self._probe_cache().probe(ref)
 
     def _probe_cache(self) -> ProbeCache:
         if self._probes is None:
             assert self.cache_dir is not None
-            self._probes = ProbeCache(self.cache_dir)
+            self._probes = ProbeCache(self.cache_dir, self.deadline_s)
         return self._probes
 
     def __getstate__(self) -> dict:

@@ -1,157 +1,216 @@
-"""Time limits for decoding: a clock that the reader looks at between packets, and a child that can be killed.
+"""Time limits for decoding: reader processes that can be killed.
 
-The clock costs nothing and is enough where decoding is slow. A decoder that hangs does so inside C code, where neither
-an exception nor a thread reaches it; only the end of its process does. So what is not known to return is read in a
-forked child. Data workers are daemonic, so that ``multiprocessing`` refuses them children; a plain fork is allowed,
-costs milliseconds, and needs no second import of anything. The child touches nothing but the decoder and its pipe,
-and leaves without running any exit handler of its parent.
+A decoder that hangs does so inside C code, where neither an exception nor a thread reaches it, and one that crashes
+takes its process along; so media are read in a child. It is forked once and then reads one medium after another: a
+fork for each would cost a fifth of the CPU time of a short clip (``benchmarks/README.md``). Frames come through memory
+that both processes share, everything else through a pipe. Data workers are daemonic, so that ``multiprocessing``
+refuses them children; a plain fork is allowed, and needs no second import of anything. The child touches nothing but
+the decoder, its pipe and the shared memory.
 """
 
 from __future__ import annotations
 
-import json
-import math
+import mmap
 import os
-import select
 import signal
-import struct
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import NoReturn
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
 
 import numpy as np
 
 from vidtune.contracts import UserError
 from vidtune.media.errors import MediaError
 
-HEADER = struct.Struct("<cQ")
-FRAME, DONE, FAILED = b"f", b"d", b"e"
-SHAPE = struct.Struct("<3Q")
+SHARED_BYTES = 32 * 2**20
+"""Room for one frame; untouched pages cost nothing, and larger frames go through the pipe."""
+_LOOK_UP_S = 5.0
+"""How often an idle child looks whether its parent still lives."""
+_ARRAY, _VALUE, _DONE, _FAILED, _NEXT = "array", "value", "done", "failed", "next"
 
 
-class Clock:
-    """Counts down while somebody works on ``path`` or waits for it.
-
-    Args:
-        seconds: allowance; None means no limit.
-    """
-
-    def __init__(self, seconds: float | None, path: str) -> None:
-        self.seconds, self.path = seconds, path
-        self._end = math.inf if seconds is None else time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        return self._end - time.monotonic()
-
-    def check(self) -> None:
-        """Raises:
-        MediaError: the time is up.
-        """
-        if time.monotonic() > self._end:
-            raise MediaError(self.path, f"was not decoded within {self.seconds:g} s and was given up")
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time inside does not count."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._end += time.monotonic() - began
-
-
-def read_with_deadline(read: Callable[[], Iterable[np.ndarray]], seconds: float, *, path: str) -> Iterator[np.ndarray]:
-    """The frames of ``read()``, computed in a child process that is killed when it takes too long.
+def read_with_deadline(function: Callable[..., Iterable[Any]], *args: Any, seconds: float, path: str) -> Iterator[Any]:
+    """The items of ``function(*args)``, computed in a child process that is killed when it takes too long.
 
     Args:
-        read: gives (H, W, 3) uint8 frames; runs in the child.
-        seconds: how long the caller waits for frames in total; its own work between them does not count.
+        function: of a module; gives arrays or small values that can be pickled. Without ``os.fork`` (Windows) it runs
+            here, and nothing limits its time.
+        seconds: how long the caller waits for items in total; its own work between them does not count.
         path: for messages.
 
     Raises:
-        MediaError: raised by ``read``, or the deadline has passed, or the child has died.
-        UserError: raised by ``read``.
+        MediaError: raised by ``function``, or the deadline has passed, or the child has died.
+        UserError: raised by ``function``.
     """
     if not hasattr(os, "fork"):
-        yield from read()
+        yield from function(*args)
         return
-    receive, send = os.pipe()
-    with warnings.catch_warnings():
-        # Python 3.12 warns of forks beside threads; see the module's docstring for why this one is safe.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        os.close(receive)
-        _serve(read, send, seconds)
-    os.close(send)
+    reader = _take()
     try:
-        yield from _receive(receive, seconds, path)
+        yield from reader.items((function, args, seconds), seconds, path)
     finally:
-        os.close(receive)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        if reader.waits:
+            _give_back(reader)
+        else:  # it hangs, or the caller left early and what it is about to send would be in the way
+            reader.kill()
 
 
-def _serve(read: Callable[[], Iterable[np.ndarray]], send: int, seconds: float) -> NoReturn:
+def start_reader() -> None:
+    """Have a reader process ready.
+
+    A child keeps the memory that its parent had at the fork: forked early, that is little.
+    """
+    if hasattr(os, "fork"):
+        _give_back(_take())
+
+
+class _Reader:
+    """The parent's side of a child that reads media."""
+
+    waits = True
+    """Whether the child is ready for a request."""
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, SHARED_BYTES)
+        self._pipe, theirs = Pipe()
+        with warnings.catch_warnings():
+            # Python 3.12 warns of forks beside threads; see the module's docstring for why this one is safe.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._pid = os.fork()
+        if self._pid == 0:
+            self._pipe.close()
+            _serve(theirs, self._shared)
+        theirs.close()
+
+    def items(self, request: tuple[Any, ...], seconds: float, path: str) -> Iterator[Any]:
+        left, self.waits = seconds, False
+        self._send(request, path)
+        while True:
+            began = time.monotonic()
+            kind, value = self._receive(left, f"was not decoded within {seconds:g} s and was given up", path)
+            left -= time.monotonic() - began
+            self.waits = kind in (_DONE, _FAILED)
+            if kind == _DONE:
+                return
+            if kind == _FAILED:
+                raise value
+            if kind == _ARRAY:
+                value = self._array(*value, path)
+                self._send(_NEXT, path)
+            yield value
+
+    def kill(self) -> None:
+        self._pipe.close()
+        os.kill(self._pid, signal.SIGKILL)
+        for _ in range(100):
+            if os.waitpid(self._pid, os.WNOHANG)[0]:
+                return
+            time.sleep(0.01)
+        # Even SIGKILL waits for a file system that does not answer; the run does not.
+
+    def _array(self, shape: tuple[int, ...], dtype: str, shared: bool, path: str) -> np.ndarray:
+        try:
+            data = self._shared if shared else self._pipe.recv_bytes()
+        except (EOFError, OSError) as error:
+            raise MediaError(path, "crashed its decoder") from error
+        count = int(np.prod(shape))
+        return np.frombuffer(data, dtype, count).reshape(shape).copy()
+
+    def _send(self, message: Any, path: str) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError as error:
+            raise MediaError(path, "crashed its decoder") from error
+
+    def _receive(self, seconds: float, too_late: str, path: str) -> tuple[str, Any]:
+        try:
+            if not self._pipe.poll(max(seconds, 0)):
+                raise MediaError(path, too_late)
+            return self._pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            raise MediaError(path, "crashed its decoder") from error
+
+
+_idle: list[_Reader] = []
+_owner = os.getpid()
+_lock = threading.Lock()
+
+
+def _take() -> _Reader:
+    """A reader of this process that nobody uses; those of its parent are not its own."""
+    global _owner
+    with _lock:
+        if _owner != os.getpid():
+            _owner = os.getpid()
+            _idle.clear()
+        return _idle.pop() if _idle else _Reader()
+
+
+def _give_back(reader: _Reader) -> None:
+    with _lock:
+        _idle.append(reader)
+
+
+class _ParentGone(BaseException):
+    """Ends the child; no ``Exception``, so that no decoder's error is taken for it."""
+
+
+def _serve(pipe: Connection, shared: mmap.mmap) -> NoReturn:
     """The child: never returns to the code of its parent."""
-    status = 1
     try:
-        # The kernel ends a child that hangs even if its parent is gone by then. While it waits for a slow reader the
-        # clock stands still.
+        # Ctrl-C and a scheduler's signals reach the whole group; the parent decides what becomes of the run, and until
+        # then a medium must not look broken.
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        for frame in read():
+        parent = os.getppid()
+        while True:
+            function, args, seconds = _next_message(pipe, parent)
+            # The kernel ends a child that hangs even if its parent is gone by then.
+            signal.setitimer(signal.ITIMER_REAL, seconds + _LOOK_UP_S)
+            try:
+                for item in function(*args):
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    _reply(pipe, shared, item)
+                    if isinstance(item, np.ndarray):
+                        _next_message(pipe, parent)
+                    signal.setitimer(signal.ITIMER_REAL, seconds + _LOOK_UP_S)
+                end: tuple[str, Any] = (_DONE, None)
+            except (UserError, MediaError) as error:
+                end = (_FAILED, error)
+            except Exception as error:
+                end = (_FAILED, MediaError(str(args[0]) if args else "", str(error) or type(error).__name__))
             signal.setitimer(signal.ITIMER_REAL, 0)
-            frame = np.ascontiguousarray(frame, dtype=np.uint8)
-            _write(send, HEADER.pack(FRAME, SHAPE.size + frame.nbytes) + SHAPE.pack(*frame.shape))
-            _write(send, frame.data.cast("B"))
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-        _write(send, HEADER.pack(DONE, 0))
-        status = 0
-    except BaseException as error:
-        kind = "user" if isinstance(error, UserError) else "media" if isinstance(error, MediaError) else "other"
-        text = error.reason if isinstance(error, MediaError) else str(error) or type(error).__name__
-        body = json.dumps({"kind": kind, "path": getattr(error, "path", ""), "text": text}).encode()
-        _write(send, HEADER.pack(FAILED, len(body)) + body)
+            pipe.send(end)
     finally:
-        os._exit(status)
+        os._exit(0)
 
 
-def _receive(receive: int, seconds: float, path: str) -> Iterator[np.ndarray]:
-    clock = Clock(seconds, path)
-    while True:
-        kind, size = HEADER.unpack(_read(receive, HEADER.size, clock))
-        if kind == DONE:
+def _next_message(pipe: Connection, parent: int) -> Any:
+    try:
+        while not pipe.poll(_LOOK_UP_S):
+            if os.getppid() != parent:
+                raise _ParentGone
+        return pipe.recv()
+    except (EOFError, OSError) as error:
+        raise _ParentGone from error
+
+
+def _reply(pipe: Connection, shared: mmap.mmap, item: Any) -> None:
+    try:
+        if not isinstance(item, np.ndarray):
+            pipe.send((_VALUE, item))
             return
-        body = _read(receive, size, clock)
-        if kind == FRAME:
-            with clock.paused():
-                yield np.frombuffer(body, dtype=np.uint8, offset=SHAPE.size).reshape(SHAPE.unpack_from(body))
-            continue
-        failure = json.loads(bytes(body))
-        if failure["kind"] == "user":
-            raise UserError(failure["text"])
-        raise MediaError(failure["path"] or path, failure["text"])
-
-
-def _write(descriptor: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _read(descriptor: int, size: int, clock: Clock) -> bytearray:
-    data = bytearray(size)
-    view, done = memoryview(data), 0
-    while done < size:
-        select.select([descriptor], [], [], max(clock.left, 0))
-        clock.check()
-        received = os.readv(descriptor, [view[done:]])
-        if not received:
-            raise MediaError(clock.path, "crashed its decoder")
-        done += received
-    return data
+        item = np.ascontiguousarray(item)
+        fits = item.nbytes <= SHARED_BYTES
+        if fits:
+            np.frombuffer(shared, item.dtype, item.size)[:] = item.reshape(-1)
+        pipe.send((_ARRAY, (item.shape, item.dtype.str, fits)))
+        if not fits:
+            pipe.send_bytes(item.reshape(-1).view(np.uint8).data)
+    except OSError as error:
+        raise _ParentGone from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -14,7 +13,7 @@ import numpy as np
 from vidtune.contracts import MediaInfo, MediaRef, UserError
 from vidtune.media.container import header_count, load_index, open_video
 from vidtune.media.convert import FrameConverter, check_filter, quarter_turns
-from vidtune.media.deadline import Clock, read_with_deadline
+from vidtune.media.deadline import read_with_deadline
 from vidtune.media.decord_reader import read_decord
 from vidtune.media.errors import MediaError
 from vidtune.media.features import is_features, probe_features, read_features
@@ -26,16 +25,15 @@ log = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "pyav", "decord", "opencv")
 
-RETURNING_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".gif"}
-)
-"""Containers on which PyAV never hung in our measurements, damaged files included."""
-
 FPS_TOLERANCE = 0.02
 """Relative difference above which the rate from the time stamps replaces the one in the header."""
 
 
-def probe(ref: MediaRef, *, exact: bool = False) -> MediaInfo:
+DEADLINE_S = 60.0
+"""Seconds of decoding after which a medium counts as unreadable, where nobody says otherwise."""
+
+
+def probe(ref: MediaRef, *, exact: bool = False, deadline_s: float | None = None) -> MediaInfo:
     """Frame count, rate and size of a medium or of the segment that ``ref`` names.
 
     MP4 files are read by their header alone; where a header cannot give the number of frames that will be readable
@@ -43,14 +41,19 @@ def probe(ref: MediaRef, *, exact: bool = False) -> MediaInfo:
 
     Args:
         exact: read the file through in any case.
+        deadline_s: seconds after which the medium counts as unreadable; see ``read_frames``.
 
     Raises:
-        MediaError: unreadable, or the segment lies outside the medium.
+        MediaError: unreadable, too slow, or the segment lies outside the medium.
     """
     if is_features(ref.path):
         whole = probe_features(ref.path)
+    elif is_still(ref.path):
+        whole = _probe_still(ref.path)
+    elif deadline_s is None:
+        whole = _probe_video(ref.path, exact)
     else:
-        whole = _probe_still(ref.path) if is_still(ref.path) else _probe_video(ref.path, exact)
+        (whole,) = read_with_deadline(_probed_video, ref.path, exact, seconds=deadline_s, path=ref.path)
     return cut_segment(whole, ref)
 
 
@@ -105,6 +108,11 @@ def _probe_video(path: str, exact: bool) -> MediaInfo:
     return MediaInfo(MediaRef(path), count, rate, count / rate, height, width, exact=read_through)
 
 
+def _probed_video(path: str, exact: bool) -> Iterator[MediaInfo]:
+    """``_probe_video`` in the form that ``read_with_deadline`` takes."""
+    yield _probe_video(path, exact)
+
+
 def read_frames(
     ref: MediaRef,
     indices: Sequence[int],
@@ -127,8 +135,8 @@ def read_frames(
         size: (height, width) to let FFmpeg scale to, or None for native frames.
         frame_filter: how, with ``size``: ``swscale_bilinear``.
         deadline_s: seconds of decoding after which the medium counts as unreadable, the caller's own work between
-            frames not included. What is not known to return (decord, containers we have not measured) is then read
-            in a child process that is killed at the deadline; this works in data workers too.
+            frames not included. Videos are then read in a child process that is killed at the deadline, and whose
+            crash is no more than an unreadable medium; this works in data workers too.
 
     Yields:
         (H, W, 3) uint8 RGB; of a feature file (A,) float32.
@@ -142,27 +150,9 @@ def read_frames(
     indices = [int(index) for index in indices]
     if indices and min(indices) < 0:
         raise MediaError(ref.path, f"frame {min(indices)} was asked for; frames are counted from 0")
-    if ref.start_s is not None or ref.end_s is not None:
-        whole = probe(MediaRef(ref.path, ref.kind))
-        first, count = _segment(whole, ref)
-        if indices and max(indices) >= count:
-            raise MediaError(ref.path, f"frame {max(indices)} was asked for but the segment holds {count} frames")
-        indices = [first + index for index in indices]
-    clock = Clock(deadline_s, ref.path)
-    if deadline_s is not None and may_hang(ref.path, backend):
-        frames = read_with_deadline(lambda: _read(ref.path, indices, backend, size, clock), deadline_s, path=ref.path)
-    else:
-        frames = _read(ref.path, indices, backend, size, clock)
-    for frame in frames:
-        with clock.paused():
-            yield frame
-
-
-def may_hang(path: str, backend: str) -> bool:
-    """Whether nothing is known that says this medium will be read in finite time."""
-    return not (is_still(path) or is_features(path)) and (
-        backend == "decord" or os.path.splitext(path)[1].lower() not in RETURNING_SUFFIXES
-    )
+    if deadline_s is None or is_still(ref.path) or is_features(ref.path):
+        return _read(ref, indices, backend, size)
+    return read_with_deadline(_read, ref, indices, backend, size, seconds=deadline_s, path=ref.path)
 
 
 def check_backend(backend: str) -> None:
@@ -180,14 +170,17 @@ def _say_opencv() -> None:
     log.warning("media.backend=opencv is served by PyAV, which gives the same frames")
 
 
-def _read(
-    path: str, indices: list[int], backend: str, size: tuple[int, int] | None, clock: Clock
-) -> Iterator[np.ndarray]:
-    return _in_order(indices, _read_sorted(path, sorted(set(indices)), backend, size, clock))
+def _read(ref: MediaRef, indices: list[int], backend: str, size: tuple[int, int] | None) -> Iterator[np.ndarray]:
+    if ref.start_s is not None or ref.end_s is not None:
+        first, count = _segment(probe(MediaRef(ref.path, ref.kind)), ref)
+        if indices and max(indices) >= count:
+            raise MediaError(ref.path, f"frame {max(indices)} was asked for but the segment holds {count} frames")
+        indices = [first + index for index in indices]
+    return _in_order(indices, _read_sorted(ref.path, sorted(set(indices)), backend, size))
 
 
 def _read_sorted(
-    path: str, wanted: list[int], backend: str, size: tuple[int, int] | None, clock: Clock
+    path: str, wanted: list[int], backend: str, size: tuple[int, int] | None
 ) -> Iterator[tuple[int, np.ndarray]]:
     if is_features(path):
         yield from read_features(path, wanted)
@@ -199,7 +192,7 @@ def _read_sorted(
         yield from read_decord(path, wanted, size)
     else:
         convert = FrameConverter(size)
-        for index, frame in read_pyav(path, wanted, clock):
+        for index, frame in read_pyav(path, wanted):
             yield index, convert(frame)
 
 

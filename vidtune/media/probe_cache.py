@@ -19,9 +19,11 @@ class ProbeCache:
 
     Args:
         folder: where ``headers.jsonl`` lies; created when missing.
+        deadline_s: seconds after which a medium counts as unreadable; None for no limit.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], deadline_s: float | None = None) -> None:
+        self.deadline_s = deadline_s
         self.file = Path(folder) / "headers.jsonl"
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self._known: dict[tuple[str, int, int], MediaInfo] = {}
@@ -43,7 +45,7 @@ class ProbeCache:
         key = (ref.path, found.st_size, found.st_mtime_ns)
         whole = self._known.get(key)
         if whole is None:
-            whole = self._known[key] = probe(MediaRef(ref.path))
+            whole = self._known[key] = probe(MediaRef(ref.path), deadline_s=self.deadline_s)
             self._append(key, whole)
         return cut_segment(whole, ref)
 

@@ -17,7 +17,6 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidtune.media.container import VideoIndex, load_index, open_video
-from vidtune.media.deadline import Clock
 from vidtune.media.errors import MediaError
 
 JOIN_GAP = 4
@@ -105,9 +104,7 @@ def _chain(first: av.Packet, rest: Iterator[av.Packet]) -> Iterator[av.Packet]:
     yield from rest
 
 
-def _read_fast(
-    path: str, index: VideoIndex, wanted: Sequence[int], clock: Clock
-) -> Iterator[tuple[int, av.VideoFrame]]:
+def _read_fast(path: str, index: VideoIndex, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """Wanted frames by time stamp; ends early, without an error, where one does not appear."""
     with open_video(path) as (container, stream):
         decoder = stream.codec_context
@@ -119,7 +116,6 @@ def _read_fast(
                 decoder.flush_buffers()
             missing = dict(run.wanted)
             for packet in packets.run(run.start, run.end):
-                clock.check()
                 decoder.skip_frame = "DEFAULT" if packet.pts in missing else skip
                 for frame in decoder.decode(packet):
                     if frame.pts in missing:
@@ -133,16 +129,13 @@ def _read_fast(
                 return
 
 
-def _read_counting(
-    path: str, num_frames: int, wanted: Sequence[int], clock: Clock
-) -> Iterator[tuple[int, av.VideoFrame]]:
+def _read_counting(path: str, num_frames: int, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """Wanted frames by their place in a full decode."""
     pending = iter(wanted)
     target = next(pending, None)
     count, last = 0, None
     with open_video(path) as (container, stream):
         for frame in container.decode(stream):
-            clock.check()
             last = frame
             if count == target:
                 yield count, frame
@@ -164,11 +157,11 @@ def count_frames(path: str) -> int:
         return sum(1 for _ in container.decode(stream))
 
 
-def read_pyav(path: str, wanted: Sequence[int], clock: Clock) -> Iterator[tuple[int, av.VideoFrame]]:
+def read_pyav(path: str, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """Frames at display indices ``wanted`` (ascending, no repeats), each with its index.
 
     Raises:
-        MediaError: the file is damaged, holds fewer frames than asked for, or takes longer than ``clock`` allows.
+        MediaError: the file is damaged, or holds fewer frames than asked for.
     """
     index = load_index(path)
     rest = list(wanted)
@@ -179,15 +172,14 @@ def read_pyav(path: str, wanted: Sequence[int], clock: Clock) -> Iterator[tuple[
     if not index.count_reason:
         done = 0
         try:
-            for done, (display, frame) in enumerate(_read_fast(path, index, rest, clock), start=1):
+            for done, (display, frame) in enumerate(_read_fast(path, index, rest), start=1):
                 if display != rest[done - 1]:
                     done -= 1
                     break
                 yield display, frame
         except MediaError:
-            clock.check()
             # A damaged packet; the counting way decides whether the wanted frames can still be had.
             pass
         rest = rest[done:]
     if rest:
-        yield from _read_counting(path, index.num_packets, rest, clock)
+        yield from _read_counting(path, index.num_packets, rest)

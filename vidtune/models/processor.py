@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vidtune.contracts import Encoded, MediaInfo, MediaItem, MediaPlan, Message, Preset
+from vidtune.contracts import Encoded, MediaInfo, MediaItem, MediaPlan, Message, Preset, UserError
 from vidtune.text.encode import encode_conversation, truncate
 from vidtune.text.templates import ChatTemplate, lookup
 
@@ -32,6 +32,28 @@ class BaseProcessor(ABC):
             "train": lookup(self.templates, train_template, "template", "model.processor.train_template"),
             "infer": lookup(self.templates, infer_template, "template", "model.processor.infer_template"),
         }
+
+    @classmethod
+    def setting_faults(cls, **settings: Any) -> list[str]:
+        """Constructor arguments that do not fit one another: one line each, found without reading a file.
+
+        A run asks before it loads anything; a constructor asks through ``refuse_settings``.
+        """
+        return []
+
+    @classmethod
+    def tokens_per_frame(cls, **settings: Any) -> int:
+        """Tokens of one frame of a video, those around it included, by the constructor arguments; 0 where a video has
+        as many tokens whatever its frames."""
+        return 0
+
+    @classmethod
+    def refuse_settings(cls, **settings: Any) -> None:
+        """Raises:
+        UserError: all that ``setting_faults`` finds.
+        """
+        if faults := cls.setting_faults(**settings):
+            raise UserError("\n".join(faults))
 
     @abstractmethod
     def plan_media(self, info: MediaInfo, rng: np.random.Generator, preset: Preset) -> MediaPlan: ...

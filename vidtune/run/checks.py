@@ -51,6 +51,7 @@ def _faults(cfg: DictConfig) -> list[Any]:
         faults += _choice(cfg.data.sampling, tuple(SAMPLING), "data.sampling")
         if cfg.data.num_frames < 1:
             faults.append(f"data.num_frames={cfg.data.num_frames}; expected at least 1")
+        faults += _processor(cfg)
         faults += _memory(cfg)
         policies = {role: cfg.tuning[role] for role in ROLES} | dict(cfg.tuning.parts)
         faults += [fault for path, policy in policies.items() for fault in policy_faults(path, policy)]
@@ -94,6 +95,27 @@ def _cadence(trainer: DictConfig) -> list[str]:
 
 def _strategy(cfg: DictConfig) -> None:
     build_strategy(cfg.strategy, cfg.hardware)
+
+
+def _processor(cfg: DictConfig) -> list[str]:
+    """Settings of the family's input that do not fit one another, its number of frames among them."""
+    settings = OmegaConf.to_container(cfg.model.processor, resolve=True)
+    assert isinstance(settings, dict)
+    try:
+        family = get_object(str(settings.pop("_target_")))
+        bound = signature(family).bind(**settings)
+    except Exception:  # what does not exist or fit the signature is a fault of its own: see bind_faults
+        return []
+    bound.apply_defaults()
+    faults = family.setting_faults(**bound.arguments)
+    frames, tokens, length = cfg.data.num_frames, family.tokens_per_frame(**bound.arguments), cfg.model.max_length
+    if frames * tokens >= length:
+        faults.append(
+            f"data.num_frames={frames}: so many frames of {tokens} tokens leave no room for a question in "
+            f"model.max_length={length}. Set data.num_frames to at most {(length - 1) // tokens}, or raise "
+            f"model.max_length."
+        )
+    return faults
 
 
 def _memory(cfg: DictConfig) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from logging.handlers import BufferingHandler
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -22,23 +23,36 @@ _EXPECTED = (
 """Warnings of libraries about what vidtune does knowingly."""
 
 
+class _Kept(BufferingHandler):
+    """What was logged before there was a run folder: a run that is refused must not leave one behind."""
+
+    def shouldFlush(self, record: logging.LogRecord) -> bool:
+        return False
+
+
 def start_logging(run_dir: Path | None = None) -> None:
     """Log ``vidtune`` to the terminal, and to ``log.txt`` of a run folder; other processes only warn.
 
-    May be called again: the handlers of the run before are replaced.
+    May be called again: the handlers of the run before are replaced. What was logged between a call without a run
+    folder and one with it is written there, too.
     """
     for pattern in _EXPECTED:
         warnings.filterwarnings("ignore", message=pattern)
     logger = logging.getLogger("vidtune")
     logger.propagate = False
+    early = [record for handler in logger.handlers if isinstance(handler, _Kept) for record in handler.buffer]
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
     logger.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)
     # To stderr: what a verb answers on stdout stays fit for a pipe.
     logger.addHandler(RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False))
-    if run_dir is not None and rank_zero_only.rank == 0:
+    if run_dir is None:
+        logger.addHandler(_Kept(capacity=0))
+    elif rank_zero_only.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(run_dir / "log.txt")
         file.setFormatter(logging.Formatter(_FORMAT))
         logger.addHandler(file)
+        for record in early:
+            file.handle(record)

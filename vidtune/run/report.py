@@ -75,7 +75,8 @@ def frame_strip(sample: Sample, source: MediaSource) -> bytes | None:
 
 def _pictures(plan: MediaPlan, source: MediaSource) -> list[Image.Image]:
     chosen = np.linspace(0, len(plan.frame_indices) - 1, min(STRIP_FRAMES, len(plan.frame_indices))).round().astype(int)
-    frames = read_frames(plan.info.ref, [plan.frame_indices[i] for i in chosen], backend=source.backend)
+    indices = [plan.frame_indices[i] for i in chosen]
+    frames = read_frames(plan.info.ref, indices, backend=source.backend, deadline_s=source.deadline_s)
     # Feature files have rows in place of pictures.
     pictures = [Image.fromarray(frame) for frame in frames if frame.ndim == 3]
     return [p.resize((max(1, p.width * STRIP_HEIGHT // p.height), STRIP_HEIGHT)) for p in pictures]

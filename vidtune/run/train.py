@@ -68,6 +68,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
     if resumed:
         cfg = resumed_config(cfg, resumed, overrides)
     check_config(cfg)
+    start_logging()
     run_dir = resumed or _new_run_dir(cfg)
     os.environ[RUN_DIR_VARIABLE] = str(run_dir)
 

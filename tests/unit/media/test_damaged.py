@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tests.unit.media.clips import CLIPS, read_number
 from vidtune.contracts import MediaRef, UserError
-from vidtune.media import MediaError, probe, read_frames, read_with_deadline
+from vidtune.media import MediaError, deadline, probe, read_frames, read_with_deadline
 
 
 def cut(source: str, path: Path, share: float) -> None:
@@ -121,9 +121,30 @@ def forks(monkeypatch):
     return children
 
 
+@pytest.fixture(autouse=True)
+def no_reader_left_over(monkeypatch):
+    """Every test forks its own."""
+    monkeypatch.setattr(deadline, "_idle", [])
+
+
+def counting(seconds_between=0.0):
+    for number in range(3):
+        yield np.full((1, 1, 3), number, np.uint8)
+        time.sleep(seconds_between)
+
+
+def crashing():
+    yield np.zeros((1, 1, 3), np.uint8)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def huge():
+    yield np.arange(5000 * 5000 * 3, dtype=np.uint32).astype(np.uint8).reshape(5000, 5000, 3)
+
+
 def test_a_hanging_decode_is_killed(forks):
     began = time.monotonic()
-    frames = read_with_deadline(hanging, 3, path="hangs.ts")
+    frames = read_with_deadline(hanging, seconds=3, path="hangs.ts")
     assert next(frames).shape == (2, 3, 3)
     with pytest.raises(MediaError, match=r"hangs\.ts.*within 3 s"):
         next(frames)
@@ -133,7 +154,7 @@ def test_a_hanging_decode_is_killed(forks):
 
 
 def test_the_callers_own_work_does_not_count():
-    frames = read_with_deadline(lambda: (np.full((1, 1, 3), k, np.uint8) for k in range(3)), 2, path="x")
+    frames = read_with_deadline(counting, seconds=2, path="x")
     values = []
     for frame in frames:
         values.append(int(frame[0, 0, 0]))
@@ -145,30 +166,65 @@ def test_the_callers_own_work_does_not_count():
 def test_errors_come_through_from_the_child(error):
     expected = UserError if isinstance(error, UserError) else MediaError
     with pytest.raises(expected, match=str(error.args[-1])):
-        list(read_with_deadline(lambda: failing(error), 5, path="a.mp4"))
+        list(read_with_deadline(failing, error, seconds=5, path="a.mp4"))
 
 
 def test_a_crashing_decoder_is_an_unreadable_medium():
-    def crash():
-        yield np.zeros((1, 1, 3), np.uint8)
-        os.kill(os.getpid(), signal.SIGKILL)
-
     with pytest.raises(MediaError, match="crashed"):
-        list(read_with_deadline(crash, 5, path="x"))
+        list(read_with_deadline(crashing, seconds=5, path="x"))
 
 
-def test_slow_files_are_given_up_without_a_child(clip):
+def test_one_child_reads_one_medium_after_another(clip, forks):
+    """Bad ones included: a fork for each would cost more than a short clip."""
+    for _ in range(3):
+        frames = read_frames(MediaRef(clip("short_groups.mp4")), [3, 100], deadline_s=30)
+        assert [read_number(frame) for frame in frames] == [3, 100]
+        with pytest.raises(MediaError, match="does not exist"):
+            list(read_frames(MediaRef("nowhere.mp4"), [0], deadline_s=30))
+        assert probe(MediaRef(clip("short_groups.mp4")), deadline_s=30).num_frames == 150
+    assert len(forks) == 1
+
+
+def test_two_media_may_be_read_by_turns():
+    pairs = zip(read_with_deadline(counting, seconds=9, path="x"), read_with_deadline(counting, seconds=9, path="y"))
+    assert [(int(a[0, 0, 0]), int(b[0, 0, 0])) for a, b in pairs] == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_a_reader_left_early_serves_nobody_elses_frames():
+    next(iter(read_with_deadline(counting, 0.2, seconds=9, path="x")))
+    assert [int(frame[0, 0, 0]) for frame in read_with_deadline(counting, seconds=9, path="y")] == [0, 1, 2]
+
+
+def test_frames_larger_than_the_shared_memory_arrive_whole():
+    (frame,) = read_with_deadline(huge, seconds=60, path="x")
+    assert np.array_equal(frame, next(huge()))
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_to_the_whole_group_makes_no_medium_look_broken(forks, name):
+    frames = read_with_deadline(counting, 0.3, seconds=9, path="x")
+    next(frames)
+    os.kill(forks[0], getattr(signal, name))
+    assert len(list(frames)) == 2
+
+
+def test_a_child_does_not_outlive_its_parent():
+    code = (
+        "import os, signal; from vidtune.media import deadline; deadline.start_reader();"
+        "print(deadline._idle[0]._pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=60
+    )
+    child, end = int(done.stdout), time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_slow_files_are_given_up(clip):
     with pytest.raises(MediaError, match="within 0 s"):
         list(read_frames(MediaRef(clip("long_groups.mp4")), range(150), deadline_s=0.0))
-
-
-def test_what_may_hang_is_read_in_a_child(clip, tmp_path, forks):
-    """A container we have not measured gives the same frames, by way of a child process."""
-    path = tmp_path / "clip.nut"
-    path.write_bytes(Path(clip("short_groups.mkv")).read_bytes())
-    numbers = [read_number(frame) for frame in read_frames(MediaRef(str(path)), [3, 100], deadline_s=30)]
-    assert numbers == [3, 100]
-    assert len(forks) == 1
 
 
 # -------------------------------------------------------------------------------------------------------- workers
@@ -186,7 +242,7 @@ class Numbers(Dataset):
     def __getitem__(self, item: int) -> torch.Tensor:
         if item == len(self.paths):
             try:
-                list(read_with_deadline(hanging, 2, path="hangs"))
+                list(read_with_deadline(hanging, seconds=2, path="hangs"))
             except MediaError:
                 return torch.tensor([-1, -1, -1])
         frames = read_frames(MediaRef(self.paths[item]), [0, 149, 60], backend=self.backend, deadline_s=60)

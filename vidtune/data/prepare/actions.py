@@ -22,7 +22,7 @@ from vidtune.contracts import MediaRef, UserError
 from vidtune.data.annotations import check_fractions, split_of
 from vidtune.data.folder import VIDEO_SUFFIXES, class_label
 from vidtune.data.prepare import Report
-from vidtune.media import MediaError, probe
+from vidtune.media import DEADLINE_S, MediaError, probe
 
 FOLDER, CLASSES = "annotations", "classes.json"
 SPLITS = ("train", "val", "test")
@@ -135,7 +135,7 @@ def _check(videos: Sequence[Path], min_frames: int, console: Console, report: Re
     short, unreadable = [], set()
     for video in track(videos, "frames", console=console, transient=True):
         try:
-            if probe(MediaRef(str(video.absolute()))).num_frames < min_frames:
+            if probe(MediaRef(str(video.absolute())), deadline_s=DEADLINE_S).num_frames < min_frames:
                 short.append(video.name)
         except MediaError as error:
             unreadable.add(video)

@@ -37,7 +37,7 @@ from vidtune.data.prepare.qevd_rows import (
     original_of,
     row_of,
 )
-from vidtune.media import MediaError, probe
+from vidtune.media import DEADLINE_S, MediaError, probe
 
 FOLDER = "annotations"
 FILE = "qevd_fit_300k_{split}.jsonl"
@@ -197,7 +197,7 @@ class _Durations:
 
     def _measure(self, video: str) -> float | None:
         try:
-            info = probe(MediaRef(str((self.videos / video).absolute())))
+            info = probe(MediaRef(str((self.videos / video).absolute())), deadline_s=DEADLINE_S)
         except MediaError:
             return None
         return round(info.num_frames / info.fps, 2) if info.fps > 0 and info.num_frames > 0 else None

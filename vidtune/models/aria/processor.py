@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +36,10 @@ _INFER = ChatTemplate(
     generation=(Part(f"{START}assistant\n"),),
     tokenize="joint",
 )
+
+
+VISUAL_TOKENS = {490: 128, 980: 256}
+"""Visual tokens of a square, by its side in pixels; those of the released projector."""
 
 
 class AriaProcessor(BaseProcessor):
@@ -73,16 +77,27 @@ class AriaProcessor(BaseProcessor):
         infer_template: str = "aria_joint",
     ) -> None:
         super().__init__(load_tokenizer(tokenizer_path), train_template, infer_template, max_length)
-        sizes = {490: 128, 980: 256} if visual_tokens is None else dict(visual_tokens)
-        if max_image_size not in sizes:
-            known = " or ".join(str(size) for size in sorted(sizes))
-            raise UserError(f"model.processor.max_image_size={max_image_size}: the projector knows {known} only.")
+        self.refuse_settings(max_image_size=max_image_size, visual_tokens=visual_tokens)
+        sizes = visual_tokens or VISUAL_TOKENS
         self.num_frames, self.sampling, self.short = num_frames, get_sampling(sampling), short
         self.min_image_size = min_image_size
         self.max_image_size, self.tokens_per_image = max_image_size, sizes[max_image_size]
         self.patch_size, self.split_image = patch_size, split_image
         self._before = tuple(self.tokenizer("<fim_prefix>", add_special_tokens=False)["input_ids"])
         self._after = tuple(self.tokenizer("<fim_suffix>", add_special_tokens=False)["input_ids"])
+
+    @classmethod
+    def setting_faults(cls, max_image_size: int, visual_tokens: Mapping[int, int] | None, **_: Any) -> list[str]:
+        sizes = visual_tokens or VISUAL_TOKENS
+        if max_image_size in sizes:
+            return []
+        known = " or ".join(str(size) for size in sorted(sizes))
+        return [f"model.processor.max_image_size={max_image_size}: the projector knows {known} only."]
+
+    @classmethod
+    def tokens_per_frame(cls, max_image_size: int, visual_tokens: Mapping[int, int] | None, **_: Any) -> int:
+        """A frame stands between two markers."""
+        return (visual_tokens or VISUAL_TOKENS).get(max_image_size, 0) + 2
 
     def plan_media(self, info: MediaInfo, rng: np.random.Generator, preset: Preset) -> MediaPlan:
         if info.ref.kind == "audio":

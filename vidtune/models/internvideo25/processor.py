@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -70,17 +70,30 @@ class InternVideo25Processor(BaseProcessor):
         self.short = short
         self.num_frames, self.min_frames = num_frames, num_frames if min_frames is None else min_frames
         self.image_size, self.clip_frames, self.frame_tokens = image_size, clip_frames, clip_tokens // clip_frames
-        for name, frames in (("data.num_frames", num_frames), ("model.processor.min_frames", self.min_frames)):
-            if frames < 1 or frames % clip_frames:
-                raise UserError(
-                    f"{name}={frames}: InternVideo2.5 merges {clip_frames} consecutive frames at a time. Set it to a "
-                    f"multiple of {clip_frames}, for instance {max(1, round(frames / clip_frames)) * clip_frames}."
-                )
-        if self.min_frames > num_frames:
-            raise UserError(f"model.processor.min_frames={min_frames} is above data.num_frames={num_frames}.")
+        self.refuse_settings(num_frames=num_frames, min_frames=min_frames, clip_frames=clip_frames)
         self._image_start, self._image_end, self._turn_end = tokenizer.convert_tokens_to_ids(
             ["<img>", "</img>", "<|im_end|>"]
         )
+
+    @classmethod
+    def setting_faults(cls, num_frames: int, min_frames: int | None, clip_frames: int, **_: Any) -> list[str]:
+        asked = {"data.num_frames": num_frames}
+        if min_frames is not None:
+            asked["model.processor.min_frames"] = min_frames
+        faults = [
+            f"{name}={frames}: InternVideo2.5 merges {clip_frames} consecutive frames at a time. Set it to a "
+            f"multiple of {clip_frames}, for instance {max(1, round(frames / clip_frames)) * clip_frames}."
+            for name, frames in asked.items()
+            if frames < 1 or frames % clip_frames
+        ]
+        if min_frames is not None and min_frames > num_frames:
+            faults.append(f"model.processor.min_frames={min_frames} is above data.num_frames={num_frames}.")
+        return faults
+
+    @classmethod
+    def tokens_per_frame(cls, clip_frames: int, clip_tokens: int, **_: Any) -> int:
+        """A frame's share of what its group is merged to, between two markers."""
+        return clip_tokens // clip_frames + 2
 
     def plan_media(self, info: MediaInfo, rng: np.random.Generator, preset: Preset) -> MediaPlan:
         """Frames of a video and the lines that announce them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,11 @@ def _template(default_system: str | None, labels: Literal["parts", "matched"] = 
         strip_content=True,
         labels=labels,
     )
+
+
+def _tile_tokens(image_size: int, patch_size: int, fold: int) -> int:
+    """Visual tokens of a tile: patches along a side, folded and rounded up, squared."""
+    return (-(-(image_size // patch_size) // fold)) ** 2
 
 
 class NVILAProcessor(BaseProcessor):
@@ -100,20 +105,32 @@ class NVILAProcessor(BaseProcessor):
             folder = folder / LANGUAGE
         super().__init__(AutoTokenizer.from_pretrained(folder), train_template, infer_template, max_length)
         lookup(IMAGE_MODES, image_mode, "image mode", "model.processor.image_mode")
-        fewest = (scales[-1] // scales[0]) ** 2 if image_mode == "dynamic_s2" else min_tiles
-        if not 1 <= fewest <= max_tiles:
-            raise UserError(
-                f"model.processor.max_tiles is {max_tiles}, but mode {image_mode!r} cuts a picture into at least "
-                f"{fewest} tiles. Raise max_tiles, or set model.processor.image_mode to resize."
-            )
+        self.tokens_per_tile = _tile_tokens(image_size, patch_size, fold)
+        self.refuse_settings(image_mode=image_mode, min_tiles=min_tiles, max_tiles=max_tiles, scales=scales)
         self.num_frames = num_frames
         self.sampling, self.short = sampling, short
         self.image_mode = image_mode
         self.image_size = image_size
         self.min_tiles, self.max_tiles = min_tiles, max_tiles
         self.scales = tuple(scales)
-        self.tokens_per_tile = (-(-(image_size // patch_size) // fold)) ** 2
         self.newline_ids = tuple(self.tokenizer("\n", add_special_tokens=False)["input_ids"])
+
+    @classmethod
+    def setting_faults(
+        cls, image_mode: str, min_tiles: int, max_tiles: int, scales: Sequence[int], **_: Any
+    ) -> list[str]:
+        fewest = (scales[-1] // scales[0]) ** 2 if image_mode == "dynamic_s2" else min_tiles
+        if 1 <= fewest <= max_tiles:
+            return []
+        return [
+            f"model.processor.max_tiles is {max_tiles}, but mode {image_mode!r} cuts a picture into at least "
+            f"{fewest} tiles. Raise max_tiles, or set model.processor.image_mode to resize."
+        ]
+
+    @classmethod
+    def tokens_per_frame(cls, image_size: int, patch_size: int, fold: int, **_: Any) -> int:
+        """A newline ends each frame."""
+        return _tile_tokens(image_size, patch_size, fold) + 1
 
     def plan_media(self, info: MediaInfo, rng: np.random.Generator, preset: Preset) -> MediaPlan:
         """Frames and spans of one video, or tiles and spans of one image; the same for both presets.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -89,12 +89,17 @@ class VideoLlamaProcessor(BaseProcessor):
         self.num_audio_tokens, self.max_audio_clips, self.audio_width = num_audio_tokens, max_audio_clips, audio_width
         self.audio = {"train": train_audio, "infer": infer_audio}
         self.demo = {"train": train_template in DEMO, "infer": infer_template in DEMO}
-        if num_frames > max_frames:
-            raise UserError(
-                f"data.num_frames={num_frames}, but the network's frame position table has {max_frames} rows. Set "
-                f"data.num_frames to at most {max_frames} (the published checkpoints hold 32)."
-            )
+        self.refuse_settings(num_frames=num_frames, max_frames=max_frames)
         get_sampling(sampling)
+
+    @classmethod
+    def setting_faults(cls, num_frames: int, max_frames: int, **_: Any) -> list[str]:
+        if num_frames <= max_frames:
+            return []
+        return [
+            f"data.num_frames={num_frames}, but the network's frame position table has {max_frames} rows. Set "
+            f"data.num_frames to at most {max_frames} (the published checkpoints hold 32)."
+        ]
 
     def plan_media(self, info: MediaInfo, rng: np.random.Generator, preset: Preset) -> MediaPlan:
         """Frames by the sampling policy; in training one crop for all of them."""
