@@ -10,13 +10,14 @@ the decoder, its pipe and the shared memory.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
@@ -27,10 +28,12 @@ from vidtune.contracts import UserError
 from vidtune.media.errors import MediaError
 
 SHARED_BYTES = 32 * 2**20
-"""Room for one frame; untouched pages cost nothing, and larger frames go through the pipe."""
+"""Room for frames; untouched pages cost nothing, and a frame that is larger goes through the pipe."""
+BATCH = 16
+"""Frames handed over at once: a message for each would cost a third of the time of decoding small ones."""
 _LOOK_UP_S = 5.0
 """How often an idle child looks whether its parent still lives."""
-_ARRAY, _VALUE, _DONE, _FAILED, _NEXT = "array", "value", "done", "failed", "next"
+_ARRAYS, _LARGE, _VALUE, _DONE, _FAILED, _NEXT = "arrays", "large", "value", "done", "failed", "next"
 
 
 def read_with_deadline(function: Callable[..., Iterable[Any]], *args: Any, seconds: float, path: str) -> Iterator[Any]:
@@ -68,6 +71,11 @@ def start_reader() -> None:
         _give_back(_take())
 
 
+def idle_readers() -> list[_Reader]:
+    """Reader processes that nobody uses at the moment."""
+    return list(_idle)
+
+
 class _Reader:
     """The parent's side of a child that reads media."""
 
@@ -80,8 +88,8 @@ class _Reader:
         with warnings.catch_warnings():
             # Python 3.12 warns of forks beside threads; see the module's docstring for why this one is safe.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._pid = os.fork()
-        if self._pid == 0:
+            self.pid = os.fork()
+        if self.pid == 0:
             self._pipe.close()
             _serve(theirs, self._shared)
         theirs.close()
@@ -98,27 +106,38 @@ class _Reader:
                 return
             if kind == _FAILED:
                 raise value
-            if kind == _ARRAY:
-                value = self._array(*value, path)
-                self._send(_NEXT, path)
-            yield value
+            if kind == _VALUE:
+                yield value
+                continue
+            shared = kind == _ARRAYS
+            frames = self._frames(value, self._shared if shared else self._bytes(path))
+            if shared:
+                self._send(_NEXT, path)  # the child decodes on while the caller works
+            yield from frames
 
     def kill(self) -> None:
         self._pipe.close()
-        os.kill(self._pid, signal.SIGKILL)
+        os.kill(self.pid, signal.SIGKILL)
         for _ in range(100):
-            if os.waitpid(self._pid, os.WNOHANG)[0]:
+            if os.waitpid(self.pid, os.WNOHANG)[0]:
                 return
             time.sleep(0.01)
         # Even SIGKILL waits for a file system that does not answer; the run does not.
 
-    def _array(self, shape: tuple[int, ...], dtype: str, shared: bool, path: str) -> np.ndarray:
+    @staticmethod
+    def _frames(layout: Sequence[tuple[tuple[int, ...], str]], data: Any) -> list[np.ndarray]:
+        frames, offset = [], 0
+        for shape, dtype in layout:
+            frame = np.frombuffer(data, dtype, math.prod(shape), offset).reshape(shape).copy()
+            frames.append(frame)
+            offset += frame.nbytes
+        return frames
+
+    def _bytes(self, path: str) -> bytes:
         try:
-            data = self._shared if shared else self._pipe.recv_bytes()
+            return self._pipe.recv_bytes()
         except (EOFError, OSError) as error:
             raise MediaError(path, "crashed its decoder") from error
-        count = int(np.prod(shape))
-        return np.frombuffer(data, dtype, count).reshape(shape).copy()
 
     def _send(self, message: Any, path: str) -> None:
         try:
@@ -170,15 +189,11 @@ def _serve(pipe: Connection, shared: mmap.mmap) -> NoReturn:
         parent = os.getppid()
         while True:
             function, args, seconds = _next_message(pipe, parent)
-            # The kernel ends a child that hangs even if its parent is gone by then.
-            signal.setitimer(signal.ITIMER_REAL, seconds + _LOOK_UP_S)
             try:
+                out = _Outbox(pipe, shared, parent, seconds)
                 for item in function(*args):
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-                    _reply(pipe, shared, item)
-                    if isinstance(item, np.ndarray):
-                        _next_message(pipe, parent)
-                    signal.setitimer(signal.ITIMER_REAL, seconds + _LOOK_UP_S)
+                    out.put(item)
+                out.flush()
                 end: tuple[str, Any] = (_DONE, None)
             except (UserError, MediaError) as error:
                 end = (_FAILED, error)
@@ -200,17 +215,51 @@ def _next_message(pipe: Connection, parent: int) -> Any:
         raise _ParentGone from error
 
 
-def _reply(pipe: Connection, shared: mmap.mmap, item: Any) -> None:
-    try:
+class _Outbox:
+    """Frames of a request on their way to the parent."""
+
+    def __init__(self, pipe: Connection, shared: mmap.mmap, parent: int, seconds: float) -> None:
+        self._pipe, self._shared, self._parent, self._seconds = pipe, shared, parent, seconds
+        self._layout: list[tuple[tuple[int, ...], str]] = []
+        self._used = 0
+        self._set_alarm(True)
+
+    def put(self, item: Any) -> None:
         if not isinstance(item, np.ndarray):
-            pipe.send((_VALUE, item))
+            self._send((_VALUE, item))
             return
         item = np.ascontiguousarray(item)
-        fits = item.nbytes <= SHARED_BYTES
-        if fits:
-            np.frombuffer(shared, item.dtype, item.size)[:] = item.reshape(-1)
-        pipe.send((_ARRAY, (item.shape, item.dtype.str, fits)))
-        if not fits:
-            pipe.send_bytes(item.reshape(-1).view(np.uint8).data)
-    except OSError as error:
-        raise _ParentGone from error
+        if self._used + item.nbytes > SHARED_BYTES:
+            self.flush()
+        if item.nbytes > SHARED_BYTES:
+            self._send((_LARGE, [(item.shape, item.dtype.str)]), item.reshape(-1).view(np.uint8).data)
+            return
+        np.frombuffer(self._shared, item.dtype, item.size, self._used)[:] = item.reshape(-1)
+        self._layout.append((item.shape, item.dtype.str))
+        self._used += item.nbytes
+        if len(self._layout) == BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand over what is waiting, and wait until it is taken: the parent's time does not count."""
+        if not self._layout:
+            return
+        self._send((_ARRAYS, self._layout))
+        self._set_alarm(False)
+        _next_message(self._pipe, self._parent)
+        self._set_alarm(True)
+        self._layout, self._used = [], 0
+
+    def _send(self, message: tuple[str, Any], body: memoryview | None = None) -> None:
+        self._set_alarm(False)
+        try:
+            self._pipe.send(message)
+            if body is not None:
+                self._pipe.send_bytes(body)
+        except OSError as error:
+            raise _ParentGone from error
+        self._set_alarm(True)
+
+    def _set_alarm(self, on: bool) -> None:
+        """The kernel ends a child that hangs even if its parent is gone by then."""
+        signal.setitimer(signal.ITIMER_REAL, self._seconds + _LOOK_UP_S if on else 0)

@@ -145,7 +145,6 @@ def huge():
 def test_a_hanging_decode_is_killed(forks):
     began = time.monotonic()
     frames = read_with_deadline(hanging, seconds=3, path="hangs.ts")
-    assert next(frames).shape == (2, 3, 3)
     with pytest.raises(MediaError, match=r"hangs\.ts.*within 3 s"):
         next(frames)
     assert time.monotonic() - began < 60
@@ -211,7 +210,7 @@ def test_a_signal_to_the_whole_group_makes_no_medium_look_broken(forks, name):
 def test_a_child_does_not_outlive_its_parent():
     code = (
         "import os, signal; from vidtune.media import deadline; deadline.start_reader();"
-        "print(deadline._idle[0]._pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "print(deadline.idle_readers()[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=60
