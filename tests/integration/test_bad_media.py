@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.broken_clips import WAYS, hang_on_marked, write_set
+from tests.distributed.group import cut, run_group
 from tests.helpers import config, small_run
 from vidtune.commands.main import main
 from vidtune.contracts import UserError
@@ -76,6 +77,31 @@ def test_exactly_the_broken_clips_are_lost_twice_the_same(size, cache_dir: Path,
     assert len({reason for reason, _ in first.values()}) >= 5  # each is told with a reason of its own
     summary = json.loads((tmp_path / "first/summary.json").read_text())
     assert (summary["bad_media"], summary["bad_media_rows"]) == (num_broken, 2 * num_broken)
+
+
+def test_a_resumed_run_loses_the_same_rows(broken_set, cache_dir: Path, tmp_path: Path) -> None:
+    """Also those of clips that were found bad before the checkpoint, without trying them again."""
+    root, _ = broken_set
+    epoch = ["trainer.max_steps=null", "trainer.epochs=1", "trainer.log_every=1", "trainer.checkpoint_every=3"]
+    words = overrides(root, cache_dir, tmp_path, *epoch, "media.max_bad_fraction=0.5", "trainer.keep_checkpoints=9")
+    run([*words, "run_name=whole"])
+    cut(tmp_path / "whole", tmp_path / "resumed", 3)
+    run([f"resume={tmp_path / 'resumed'}"])
+    assert ledger(tmp_path / "resumed") == ledger(tmp_path / "whole")
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")[3:]
+
+
+@pytest.mark.slow
+def test_two_processes_with_two_workers_each_keep_one_ledger(broken_set, cache_dir: Path, tmp_path: Path) -> None:
+    root, broken = broken_set
+    epoch = ["trainer.max_steps=null", "trainer.epochs=1", "trainer.log_every=1", "media.max_bad_fraction=0.5"]
+    words = overrides(root, cache_dir, tmp_path, *epoch, "data.num_workers=2")
+    jobs = [[*words, "micro_batch_size=2", "strategy=ddp", "hardware.devices=2", "run_name=two"]]
+    run_group(tmp_path / "group", jobs)
+    run([*words, "run_name=one"])
+    readable = {path for path, way in broken.items() if way == "hangs"}  # the other processes' decoders are not patched
+    expected = {path: entry for path, entry in ledger(tmp_path / "one").items() if path not in readable}
+    assert ledger(tmp_path / "two") == expected
 
 
 def test_the_run_stops_above_the_bound_and_goes_without_listed_media(

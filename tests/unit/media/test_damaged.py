@@ -249,14 +249,23 @@ class Numbers(Dataset):
 
 
 @pytest.mark.parametrize(
-    "start, backend", [("fork", "auto"), ("fork", "decord"), ("spawn", "decord"), ("forkserver", "auto")]
+    "start, backend, workers",
+    [
+        ("fork", "auto", 0),
+        ("fork", "auto", 4),
+        ("fork", "decord", 1),
+        ("spawn", "decord", 1),
+        ("spawn", "auto", 4),
+        ("forkserver", "auto", 2),
+    ],
 )
-def test_workers_of_every_kind_read_and_survive_a_hang(clip, start, backend):
+def test_workers_of_every_kind_read_and_survive_a_hang(clip, start, backend, workers):
     if backend == "decord":
         pytest.importorskip("decord", reason="no decord on this platform")
     paths = [clip(name) for name in ("short_groups.mp4", "long_groups.mp4", "short_groups.mkv")]
     list(read_frames(MediaRef(paths[0]), [0], backend=backend))  # the parent has used the decoder
-    loader = DataLoader(Numbers(paths, backend), num_workers=1, multiprocessing_context=start, timeout=120)
+    processes = {"num_workers": workers, "multiprocessing_context": start, "timeout": 120} if workers else {}
+    loader = DataLoader(Numbers(paths, backend), **processes)
     assert [row[0].tolist() for row in loader] == [[0, 149, 60]] * 3 + [[-1, -1, -1]]
 
 
