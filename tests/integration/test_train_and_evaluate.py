@@ -14,6 +14,7 @@ import torch
 
 from tests.helpers import config, small_run
 from vidtune.checkpoint.locate import find_checkpoint
+from vidtune.contracts import UserError
 from vidtune.run import evaluate, train
 from vidtune.run.train import RUN_DIR_VARIABLE, Interrupted
 
@@ -125,3 +126,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(
 
     with pytest.raises(NonFiniteError, match=r"step \d.*train-"):
         run(small_run(shapes, cache_dir, tmp_path, "run_name=boom", "optim.lr=1e30", "trainer.grad_clip=null"))
+
+
+class NoMemoryAt(L.Callback):
+    """A device that runs out of memory."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer) -> None:
+        if trainer.global_step == self.step:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has none left.")
+
+
+def test_running_out_of_memory_names_the_row_and_what_to_change(shapes: Path, cache_dir: Path, tmp_path: Path) -> None:
+    stop = "+callbacks.stop={_target_: tests.integration.test_train_and_evaluate.NoMemoryAt, step: 0}"
+    with pytest.raises(UserError) as caught:
+        run(small_run(shapes, cache_dir, tmp_path, "run_name=full", stop))
+    message = str(caught.value)
+    assert "CUDA out of memory" in message and "visual" in message and ".mp4" in message and "train-" in message
+    assert "(1) micro_batch_size=2" in message and "(2) hardware.activation_checkpointing=true" in message
+    assert "(3) " in message and "(4)" not in message

@@ -31,6 +31,7 @@ from vidtune.run.build import build_datamodule, build_processor, build_tuned_net
 from vidtune.run.checks import check_config
 from vidtune.run.features import RunFeatures, open_features
 from vidtune.run.logs import start_logging
+from vidtune.run.out_of_memory import LastRow, explain
 from vidtune.run.recipe import save_recipe
 from vidtune.run.resume import resumed_config
 from vidtune.training.callbacks import BadMediaLedger, Interrupt, Meters, StepCheckpoints, TextLog
@@ -99,9 +100,12 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
     )
     checkpoints = _checkpoints(cfg, data, run_dir)
     interrupt = Interrupt(checkpoints)
-    trainer = _build_trainer(cfg, data, run_dir, checkpoints, interrupt)
+    row = LastRow()
+    trainer = _build_trainer(cfg, data, run_dir, checkpoints, [interrupt, row])
     try:
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    except torch.OutOfMemoryError as error:
+        raise UserError(explain(cfg, row.batch, error)) from error
     finally:
         if features is not None:
             features.close()
@@ -164,7 +168,7 @@ def _checkpoints(cfg: DictConfig, data: VideoDataModule, run_dir: Path) -> StepC
 
 
 def _build_trainer(
-    cfg: DictConfig, data: VideoDataModule, run_dir: Path, checkpoints: StepCheckpoints, interrupt: Interrupt
+    cfg: DictConfig, data: VideoDataModule, run_dir: Path, checkpoints: StepCheckpoints, watchers: list[L.Callback]
 ) -> L.Trainer:
     accumulation = data.batch.accumulation
     folder = checkpoint_folder(run_dir)
@@ -173,7 +177,7 @@ def _build_trainer(
         Meters(cfg.trainer.log_every, cfg.hardware.peak_tflops),
         TextLog(cfg.trainer.log_every, data.steps),
         BadMediaLedger(run_dir / "bad_media.csv", data.num_media, cfg.media.max_bad_fraction),
-        interrupt,
+        *watchers,
         checkpoints,
     ]
     if data.val_planner is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from vidtune.contracts import Batch, NetworkOutput
+from vidtune.contracts import Batch, NetworkOutput, UserError
 from vidtune.models.base import VideoLLM
 from vidtune.tuning.groups import parameter_groups
 from vidtune.tuning.policy import trainable_state
@@ -19,7 +19,7 @@ from vidtune.tuning.policy import trainable_state
 log = logging.getLogger(__name__)
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError):
     """The loss or a gradient is not a number; the message names the samples of the step."""
 
 
