@@ -2,7 +2,7 @@
 
     python benchmarks/decode.py                  # all clips, 8, 32 and 128 frames
     python benchmarks/decode.py --quick          # two short clips, for a first look
-    python benchmarks/decode.py --size 0         # native frames instead of 224 x 224
+    python benchmarks/decode.py --size 224       # scaled by the decoder instead of native frames
 
 Every reader runs with one decode thread, in turns, in this process; vidtune, as in a run, in its child, whose CPU time
 counts too. The least of ``--repeats`` runs counts: on a shared machine CPU time is the figure to trust, wall time is
@@ -217,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two short clips only")
     parser.add_argument(
-        "--size", type=int, default=224, help="side length in pixels the frames are scaled to; 0 = native"
+        "--size", type=int, default=0, help="side length in pixels the frames are scaled to; 0 = native"
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs per cell; the least counts")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
