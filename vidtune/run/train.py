@@ -258,6 +258,9 @@ def _finish(trainer: L.Trainer, checkpoints: StepCheckpoints, interrupt: Interru
         checkpoints.save(trainer)
     for logger in trainer.loggers:
         logger.finalize("success")
+        # A W&B run ends with the process otherwise, and the next run of this one would write into it.
+        if (finish := getattr(logger.experiment, "finish", None)) is not None:
+            finish()
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     bad = next(callback for callback in trainer.callbacks if isinstance(callback, BadMediaLedger)).counts()
     if bad["bad_media"]:
