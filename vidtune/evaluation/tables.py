@@ -57,8 +57,10 @@ class Table:
     def rich(self) -> RichTable:
         """For ``rich.print``; notes become the caption."""
         table = RichTable(title=self.title or None, caption="\n".join(self.notes) or None, caption_justify="left")
-        for column in self.columns:
-            table.add_column(Text(column.name), justify="left" if column.kind == "text" else "right")
+        for place, column in enumerate(self.columns):
+            # What a row is about stays legible in a narrow terminal.
+            justify: Literal["left", "right"] = "left" if column.kind == "text" else "right"
+            table.add_column(Text(column.name), justify=justify, no_wrap=place == 0)
         for index, row in enumerate(self.rows):
             if index in self.sections and index:
                 table.add_section()

@@ -52,7 +52,8 @@ def tuning_table(network: nn.Module, policies: Mapping[str, Any], lr: float) -> 
     """What trains, per role: numbers of weights, share, learning rate, precision, optimizer memory."""
     table = Table(title="What trains", title_justify="left")
     for column in ("role", "mode", "weights", "trainable", "share", "lr", "precision", "optimizer MB"):
-        table.add_column(column, justify="left" if column in ("role", "mode", "precision") else "right")
+        left = column in ("role", "mode", "precision")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column == "role", overflow="fold")
     for role in ROLES:
         module = getattr(network, role, None)
         if module is None:
