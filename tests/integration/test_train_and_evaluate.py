@@ -12,6 +12,7 @@ import lightning as L
 import pytest
 import torch
 
+from tests.distributed.group import cut
 from tests.helpers import config, small_run
 from vidtune.checkpoint.locate import find_checkpoint
 from vidtune.contracts import UserError
@@ -126,6 +127,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(
 
     with pytest.raises(NonFiniteError, match=r"step \d.*train-"):
         run(small_run(shapes, cache_dir, tmp_path, "run_name=boom", "optim.lr=1e30", "trainer.grad_clip=null"))
+
+
+def test_a_run_shorter_than_the_logging_interval_ends_well(shapes: Path, cache_dir: Path, tmp_path: Path) -> None:
+    words = small_run(shapes, cache_dir, tmp_path, "run_name=short")
+    words = [w for w in words if not w.startswith(("trainer.max_steps", "trainer.log_every"))]
+    run([*words, "trainer.max_steps=2", "trainer.log_every=50", "trainer.checkpoint_every=1"])
+    assert len(losses(tmp_path / "short")) == 1
+    cut(tmp_path / "short", tmp_path / "resumed", 1)
+    run([f"resume={tmp_path / 'resumed'}"])
+    assert json.loads((tmp_path / "resumed" / "summary.json").read_text())["step"] == 2
 
 
 class NoMemoryAt(L.Callback):

@@ -171,11 +171,12 @@ def _build_trainer(
     cfg: DictConfig, data: VideoDataModule, run_dir: Path, checkpoints: StepCheckpoints, watchers: list[L.Callback]
 ) -> L.Trainer:
     accumulation = data.batch.accumulation
+    log_every = min(cfg.trainer.log_every, data.steps)  # a run of few steps has a curve, too
     folder = checkpoint_folder(run_dir)
     callbacks: list[L.Callback] = [
         RichProgressBar(refresh_rate=accumulation),
-        Meters(cfg.trainer.log_every, cfg.hardware.peak_tflops),
-        TextLog(cfg.trainer.log_every, data.steps),
+        Meters(log_every, cfg.hardware.peak_tflops),
+        TextLog(log_every, data.steps),
         BadMediaLedger(run_dir / "bad_media.csv", data.num_media, cfg.media.max_bad_fraction),
         *watchers,
         checkpoints,
@@ -209,7 +210,7 @@ def _build_trainer(
         accumulate_grad_batches=accumulation,
         gradient_clip_val=cfg.trainer.grad_clip,
         val_check_interval=_val_every(cfg, data) * accumulation if data.val_planner is not None else None,
-        log_every_n_steps=cfg.trainer.log_every,
+        log_every_n_steps=log_every,
         num_sanity_val_steps=0,
         deterministic="warn" if cfg.trainer.deterministic else False,
         use_distributed_sampler=False,
@@ -248,7 +249,9 @@ def _csv_logger(run_dir: Path, flush_every: int) -> CSVLogger:
 @rank_zero_only
 def _summarise(run_dir: Path, metrics: dict[str, float], step: int) -> None:
     (run_dir / "summary.json").write_text(json.dumps({"step": step, **metrics}, indent=2))
-    curve = save(plot_curves({run_dir.name: read_metrics(run_dir / "metrics.csv")}), run_dir / "loss_curve.png")
+    curve: Path | str = "none, for no step was logged (trainer.log_every)"
+    if (run_dir / "metrics.csv").is_file():  # not where a run was resumed for its last few steps
+        curve = save(plot_curves({run_dir.name: read_metrics(run_dir / "metrics.csv")}), run_dir / "loss_curve.png")
     Console().print(f"Loss curve: {curve}\nRun folder: {run_dir}", soft_wrap=True)
 
 
