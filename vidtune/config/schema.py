@@ -33,6 +33,8 @@ class ModelConfig:
     )
     lora_targets: dict[str, str] = field(default_factory=dict)
     lora_parameters: dict[str, Any] = field(default_factory=dict)
+    adapter_names: dict[str, Any] | None = None
+    read_adapter: dict[str, Any] | None = None
     num_parameters: float = MISSING
     dtype: str = "float32"
 

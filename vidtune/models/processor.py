@@ -73,7 +73,12 @@ class BaseProcessor(ABC):
         generation: bool = False,
         name: str = "sample",
     ) -> Encoded:
-        """Ids and labels of a conversation, at most ``max_length`` long; see ``encode_conversation``."""
+        """Ids and labels of a conversation, at most ``max_length`` long; see ``encode_conversation``.
+
+        Raises:
+            UserError: a system message where the template has no place for one.
+        """
+        _check_system(messages, self.presets[preset], name)
         encoded = encode_conversation(messages, plans, self.tokenizer, self.presets[preset], generation=generation)
         return truncate(encoded, self.max_length, name)
 
@@ -103,3 +108,14 @@ class BaseProcessor(ABC):
         for stop in self.stop_strings:
             text = text.split(stop)[0]
         return text.strip()
+
+
+def _check_system(messages: Sequence[Message], template: ChatTemplate, name: str) -> None:
+    places = [index for index, message in enumerate(messages) if message.role == "system" and any(message.content)]
+    if places and not template.system:
+        raise UserError(
+            f"{name}: it has a system message, for which this model's chat format has no place. Move its text into the "
+            f"first user message, or take it out of the annotation (or choose another model.processor.train_template)."
+        )
+    if places and places != [0]:
+        raise UserError(f"{name}: message {places[-1] + 1} is a system message; expected at most one, as the first.")

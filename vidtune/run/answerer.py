@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from vidtune.checkpoint.trained import load_adapter, load_trained
+from vidtune.checkpoint.trained import load_trained
 from vidtune.contracts import Processor, Sample
 from vidtune.data.media_source import MediaSource
 from vidtune.evaluation.answering import Answer, generate_answers, most_likely_options, reference_likelihoods
 from vidtune.models.base import VideoLLM
-from vidtune.run.build import build_network, build_source, build_tuned_network
+from vidtune.run.build import build_adapted_network, build_network, build_source, build_tuned_network
 from vidtune.run.features import RunFeatures
 
 log = logging.getLogger(__name__)
@@ -108,10 +108,10 @@ def load_answerer(
     if checkpoint is not None:
         network, _ = build_tuned_network(cfg, absent)
         log.info("%s, trained for %d steps", checkpoint, load_trained(network, checkpoint))
+    elif adapter:
+        network = build_adapted_network(cfg, Path(adapter))
     else:
         network = build_network(cfg, absent)
-        if adapter:
-            load_adapter(network, Path(adapter))
     network.requires_grad_(False)
     network.eval()
     if features is not None:

@@ -13,6 +13,8 @@ from filelock import FileLock
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from vidtune.checkpoint.attach import attach_adapter
+from vidtune.checkpoint.trained import load_adapter
 from vidtune.contracts import Processor
 from vidtune.data.bad_media import BadMedia, read_known_bad
 from vidtune.data.datamodule import BatchArithmetic, VideoDataModule
@@ -110,6 +112,20 @@ def build_network(cfg: DictConfig, absent: Sequence[str] = ()) -> VideoLLM:
     """
     network = _load_network(cfg, absent)
     remove(network, absent)
+    return network
+
+
+def build_adapted_network(cfg: DictConfig, folder: Path) -> VideoLLM:
+    """The untuned network with an adapter that lies in a folder.
+
+    Raises:
+        UserError: no adapter there, or one that was made for another model.
+    """
+    network = build_network(cfg)
+    if cfg.model.read_adapter is None:
+        load_adapter(network, folder)
+    else:
+        attach_adapter(network, instantiate(cfg.model.read_adapter, folder), str(folder))
     return network
 
 

@@ -20,7 +20,7 @@ from vidtune.checkpoint.probe import compare_logits, probe_logits, saved_dtype
 from vidtune.checkpoint.trained import load_trained
 from vidtune.contracts import Processor, UserError
 from vidtune.models.base import VideoLLM
-from vidtune.run.build import build_network, build_processor, build_tuned_network, prepare
+from vidtune.run.build import build_adapted_network, build_network, build_processor, build_tuned_network, prepare
 from vidtune.run.compose import compose_config
 from vidtune.run.logs import start_logging
 from vidtune.run.recipe import with_recipe
@@ -68,12 +68,16 @@ def export(run: str, to: str, output: str | None, checkpoint: str = "best", over
 
 
 def _adapter(cfg: DictConfig, network: VideoLLM, processor: Processor, folder: Path, expected: torch.Tensor) -> float:
-    write_peft_folder(network, folder, str(cfg.model.path))
+    names = None if cfg.model.adapter_names is None else instantiate(cfg.model.adapter_names)
+    write_peft_folder(network, folder, str(cfg.model.path), names)
     processor.save_tokenizer(folder)
-    base = build_network(cfg)
-    opened: Any = PeftModel.from_pretrained(base, str(folder))
-    log.info("opens with peft.PeftModel.from_pretrained(network, %r)", str(folder))
-    return compare_logits(expected, probe_logits(opened.base_model.model, processor), saved_dtype(cfg), str(folder))
+    if names is None:
+        opened: Any = PeftModel.from_pretrained(build_network(cfg), str(folder))
+        again, what = opened.base_model.model, "the network"
+    else:
+        again, what = build_adapted_network(cfg, folder), "the class of transformers that opens the model"
+    log.info("opens with peft.PeftModel.from_pretrained(<%s>, %r)", what, str(folder))
+    return compare_logits(expected, probe_logits(again, processor), saved_dtype(cfg), str(folder))
 
 
 def _merged(cfg: DictConfig, network: VideoLLM, processor: Processor, folder: Path, expected: torch.Tensor) -> float:

@@ -181,6 +181,13 @@ def test_audio_is_refused_by_name() -> None:
         )
 
 
+@pytest.mark.parametrize("preset", ["train", "infer"])
+def test_a_system_message_is_refused_not_dropped_as_the_original_knows_two_roles_only(preset: str) -> None:
+    messages = [Message("system", ("Be brief.",)), Message("user", ("why?",)), Message("assistant", ("A",))]
+    with pytest.raises(UserError, match=r"row 3: it has a system message, for which .* no place"):
+        _processor().encode(messages, [], preset=preset, name="row 3")
+
+
 def test_chat_markers_need_not_be_single_tokens_and_padding_is_never_the_end_token() -> None:
     processor = _processor()
     assert len(processor.tokenizer("<|im_end|>", add_special_tokens=False)["input_ids"]) > 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AriaForConditionalGeneration
 
@@ -130,6 +131,23 @@ def test_the_native_class_opens_the_merged_export(walked: str, runs: Path, recip
     _, report = AriaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     assert not any("lora" in name for name in load_file(folder / "model.safetensors"))
+
+
+def test_the_exported_adapter_opens_in_plain_peft_and_answers_as_the_run_does(
+    walked: str, runs: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    run, folder = runs / f"{walked}_lora", tmp_path / "mine"
+    export(str(run), "adapter", str(folder), "last", ["hardware=cpu"])
+    base = AriaForConditionalGeneration.from_pretrained(cache_dir / "tiny/aria")
+    opened = PeftModel.from_pretrained(base, folder)
+    assert sum("lora_B" in name for name, _ in opened.named_parameters()) == 2 * (4 + 3 + 2) + 1
+    answers = []
+    for name, words in (("run", []), ("both", [f"adapter={folder}"])):
+        words += [f"run={run}", "checkpoint=last", "hardware=cpu", f"output={tmp_path / name}"]
+        evaluate(config("evaluate", words), words)
+        files = sorted((tmp_path / name).rglob("predictions.jsonl"))
+        answers += [[json.loads(line)["prediction"] for line in file.read_text().splitlines()] for file in files]
+    assert len(answers) == 3 and answers[0] == answers[1] == answers[2]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -13,7 +13,7 @@ from tests.families.aria.adapters import apply_adapter, live_names
 from tests.families.aria.case import CASES, PACKED, Case, Row, packed, runs, tables
 from vidtune.config.schema import PartPolicy
 from vidtune.contracts import Batch
-from vidtune.models.aria.adapter import our_path, read_original_adapter
+from vidtune.models.aria.adapter import our_path, read_adapter
 from vidtune.models.aria.network import Aria
 from vidtune.models.aria.weights import LEGACY_KEY_TABLE
 from vidtune.models.blocks.router_loss import router_losses
@@ -68,7 +68,7 @@ def test_full_recipe_gradients_at_three_strengths_of_the_router_losses(case: Cas
 @pytest.mark.parametrize("case, run", runs("train", "train_lora.json"))
 def test_lora_recipe_gradients_at_three_strengths_of_the_router_losses(case: Case, run: str) -> None:
     expected = case.json(f"expected/{run}/train_lora.json")
-    adapter = read_original_adapter(case.root / "adapter")
+    adapter = read_adapter(case.root / "adapter")
     assert sorted([*adapter.modules, *adapter.parameters]) == sorted(map(our_path, expected["resolved_target_modules"]))
     network = case.network()
     apply_adapter(network, adapter)

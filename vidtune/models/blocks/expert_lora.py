@@ -28,6 +28,9 @@ GROUPED_LORA = "vidtune_grouped_lora"
 CHILD = "expert_lora"
 """Name of the adapters' container within an experts module."""
 
+PARAMETERS = ("gate_up_proj", "down_proj")
+"""Fused parameters that may be adapted, in the order in which transformers' experts modules declare them."""
+
 
 class ExpertLora(nn.Module):
     """The low-rank pairs of one fused parameter.
@@ -149,7 +152,7 @@ def attach_expert_lora(
         experts: Any = network.get_submodule(path)
         # Under ZeRO-3 the parameter itself is empty and its shape lies beside it.
         shape = getattr(parameter, "ds_shape", parameter.shape)
-        if len(shape) != 3 or leaf not in ("gate_up_proj", "down_proj") or not hasattr(experts, "is_transposed"):
+        if len(shape) != 3 or leaf not in PARAMETERS or not hasattr(experts, "is_transposed"):
             raise UserError(
                 f"{name} {tuple(shape)} is no fused expert weight (gate_up_proj or down_proj of a transformers experts "
                 f"module), but the expert pattern {pattern!r} matches it. Linear layers belong in lora_targets."
