@@ -277,6 +277,8 @@ def test_a_recipe_runs_on_the_tiny_variant(
     ]
     metrics = train(config("train", overrides), overrides)
     assert metrics["train/loss"] > 0
+    log = (tmp_path / "run/log.txt").read_text()
+    assert all(departure.here in log for departure in chosen.departures.values() if departure is not None)
     trained = torch.load(next((tmp_path / "run/checkpoints").glob("step_000002.ckpt")), weights_only=True)["state_dict"]
     roles = {name.split(".")[1] for name in trained}
     tuning = chosen.tuning

@@ -55,7 +55,7 @@ def attach_adapter(network: nn.Module, adapter: AdapterState, where: str, dropou
                 parameter.data = parameter.data.float()
         unexpected = network.load_state_dict(values, strict=False).unexpected_keys
     except (RuntimeError, KeyError) as error:
-        raise _other_model(where, str(error)) from error
+        raise _other_model(where, " ".join(str(error).split())[:300]) from error
     wanted = 2 * (len(adapter.modules) + len(adapter.parameters))
     if unexpected or len(adapter.state) != wanted:
         found = unexpected[0] if unexpected else f"{len(adapter.state)} tensors of pairs where {wanted} were expected"

@@ -216,8 +216,24 @@ class BaseConfig:
 
 
 @dataclass
+class Departure:
+    """One point in which a recipe departs from what its original's code did.
+
+    Args:
+        here, original: what happens here, and what happened there.
+        restore: dotted key -> value with which the original's way comes back; null where no setting brings it back.
+    """
+
+    here: str = MISSING
+    original: str = MISSING
+    restore: dict[str, Any] | None = None
+
+
+@dataclass
 class TrainConfig(BaseConfig):
     """``python train.py``."""
+
+    departures: dict[str, Departure | None] = field(default_factory=dict)
 
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

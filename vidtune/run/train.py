@@ -29,6 +29,7 @@ from vidtune.evaluation.plots import plot_curves, save
 from vidtune.run import slurm
 from vidtune.run.build import build_datamodule, build_processor, build_tuned_network, prepare
 from vidtune.run.checks import check_config
+from vidtune.run.departures import describe_departures
 from vidtune.run.features import RunFeatures, open_features
 from vidtune.run.logs import start_logging
 from vidtune.run.out_of_memory import LastRow, explain
@@ -88,6 +89,8 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
     start_logging(run_dir)
     log.info("%s", data.batch)
     log.info("%s", data.describe())
+    if departures := describe_departures(cfg):
+        log.info("%s", departures)
 
     module = VideoTuner(
         partial(_build_and_report, cfg, features),
