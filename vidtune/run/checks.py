@@ -17,10 +17,11 @@ from vidtune.media.feature_cache import CACHE_DTYPES, CACHE_MODES
 from vidtune.media.sampling import SAMPLING, SHORT
 from vidtune.models.attention import ATTENTION
 from vidtune.models.base import ROLES
+from vidtune.run.memory_check import memory_faults
 from vidtune.training.strategies import build_strategy, num_processes
 from vidtune.tuning.faults import policy_faults
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_DTYPES = ("float32", "bfloat16", "float16")
 _REDUCTIONS = ("token", "sample")
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -46,13 +47,13 @@ def _faults(cfg: DictConfig) -> list[Any]:
     faults += _choice(cfg.hardware.precision, _PRECISIONS, "hardware.precision")
     faults += _loss_scaling(cfg)
     faults += _choice(cfg.hardware.attention, ("auto", *ATTENTION), "hardware.attention")
-    faults += _choice(cfg.model.dtype, tuple(_BYTES), "model.dtype")
+    faults += _choice(cfg.model.dtype, _DTYPES, "model.dtype")
     if not missing:
         faults += _choice(cfg.data.sampling, tuple(SAMPLING), "data.sampling")
         if cfg.data.num_frames < 1:
             faults.append(f"data.num_frames={cfg.data.num_frames}; expected at least 1")
         faults += _processor(cfg)
-        faults += _memory(cfg)
+        faults += memory_faults(cfg)
         policies = {role: cfg.tuning[role] for role in ROLES} | dict(cfg.tuning.parts)
         faults += [fault for path, policy in policies.items() for fault in policy_faults(path, policy)]
         faults += _four_bit(cfg)
@@ -116,23 +117,6 @@ def _processor(cfg: DictConfig) -> list[str]:
             f"model.max_length."
         )
     return faults
-
-
-def _memory(cfg: DictConfig) -> list[str]:
-    """Weights alone against device memory, where the strategy keeps a full copy per device."""
-    memory = cfg.hardware.memory_gb
-    if memory is None or cfg.strategy.name not in ("auto", "single", "ddp"):
-        return []
-    trains_all = "tuning" in cfg and cfg.tuning.language.mode == "full" and "optim" in cfg
-    per_weight = 16 if trains_all else _BYTES[cfg.model.dtype]
-    needed = cfg.model.num_parameters * per_weight
-    if needed <= memory:
-        return []
-    what = "weights, gradients and AdamW states" if trains_all else f"weights in {cfg.model.dtype}"
-    return [
-        f"model={cfg.model.name} needs {needed:.1f} GB for its {what}, but a device has {memory} GB "
-        f"(hardware={cfg.hardware.name}). Choose a larger card, a smaller model, or a strategy that shards (strategy=)."
-    ]
 
 
 def _loss_scaling(cfg: DictConfig) -> list[str]:
