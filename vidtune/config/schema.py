@@ -35,6 +35,7 @@ class ModelConfig:
     lora_parameters: dict[str, Any] = field(default_factory=dict)
     adapter_names: dict[str, Any] | None = None
     read_adapter: dict[str, Any] | None = None
+    published: dict[str, str] = field(default_factory=dict)
     num_parameters: float = MISSING
     dtype: str = "float32"
 

@@ -13,13 +13,16 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from vidtune.contracts import UserError
+from vidtune.evaluation.by_type import compare_types
 from vidtune.evaluation.run_table import RunPredictions, compare_runs
 from vidtune.evaluation.tables import Table
 from vidtune.evaluation.video_gain import control_table
 from vidtune.run.answer_set import AnswerSet, prepare_row
 from vidtune.run.checks import check_config
+from vidtune.run.joint_curves import save_joint_curves
 from vidtune.run.logs import start_logging
 from vidtune.run.processes import join_processes
+from vidtune.run.published import published_notes
 from vidtune.run.report import save_report
 from vidtune.run.table_rows import TableRow, table_rows
 from vidtune.training.strategies import num_processes
@@ -91,6 +94,7 @@ def _report(cfg: DictConfig, sets: Sequence[AnswerSet]) -> dict[str, float]:
     for answers, result in zip(sets, results, strict=True):
         table, numbers = answers.task.summarise(result.predictions), answers.task.metrics(result.predictions)
         table.title = f"{result.name}: {answers.row.cfg.data.name} {answers.split}"
+        table.notes += published_notes(answers.row.cfg, answers.split)
         table.save(answers.folder, "accuracy")
         (answers.folder / "metrics.json").write_text(json.dumps(numbers, indent=2))
         _write_files(answers.folder / "judge", answers.task.files(result.predictions))
@@ -107,6 +111,8 @@ def _report(cfg: DictConfig, sets: Sequence[AnswerSet]) -> dict[str, float]:
         report = save_report(folder, sets, results, tables[len(sets) :] + tables[: len(sets)], limit)
         console.print(f"Report: {report}", soft_wrap=True)
     console.print(f"Predictions and tables: {folder}", soft_wrap=True)
+    if curves := save_joint_curves(sets, folder):
+        console.print(f"Loss curves: {curves}", soft_wrap=True)
     for run_dir in [answers.row.checkpoint.parents[1] for answers in sets if answers.row.checkpoint is not None]:
         console.print(f"Loss curve: {run_dir / 'loss_curve.png'}\nRun folder: {run_dir}", soft_wrap=True)
     return metrics
@@ -119,7 +125,12 @@ def _write_files(folder: Path, files: Mapping[str, Sequence[Mapping[str, Any]]])
 
 
 def _joint_tables(sets: Sequence[AnswerSet], results: Sequence[RunPredictions]) -> list[tuple[str, Table]]:
-    tables = [("runs", compare_runs(results, getattr(sets[0].task, "groups", None)))]
+    groups = getattr(sets[0].task, "groups", None)
+    tables = [("runs", compare_runs(results, groups))]
+    if len(results) > 1:
+        tables.append(("by_type", compare_types(results, groups)))
+    for _, table in tables:
+        table.notes += published_notes(sets[0].row.cfg, sets[0].split)
     if any(result.controls for result in results):
         table = control_table({r.name: (r.predictions, r.controls) for r in results if r.controls})
         tables.append(("controls", table))

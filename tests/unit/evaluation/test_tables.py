@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 
 from vidtune.contracts import UserError
+from vidtune.evaluation.by_type import compare_types
 from vidtune.evaluation.records import Prediction
 from vidtune.evaluation.run_table import RunPredictions, compare_runs
 from vidtune.evaluation.tables import Column, Table
@@ -75,6 +76,14 @@ def test_runs_are_compared_with_the_first():
     assert table.column("f1") == [pytest.approx(0.45)] * 2
     assert table.column("rank") == [None, 64]
     assert "base" in table.notes[0]
+
+
+def test_runs_stand_side_by_side_by_question_type():
+    table = compare_types([run("base", range(4)), run("lora", range(10))], {"all": ["A", "B"]})
+    assert table.column("question type") == ["A", "B", "all", "total"] and table.column("n") == [5, 5, 10, 10]
+    assert table.column("base") == [0.4, 0.4, 0.4, 0.4] and table.column("lora") == [1.0] * 4
+    low, high = table.cell("A", "base 95 % interval")
+    assert low < 0.4 < high and table.column("base unparsed") == [0] * 4
 
 
 def test_runs_on_other_samples_are_refused():
