@@ -122,10 +122,10 @@ def build_adapted_network(cfg: DictConfig, folder: Path) -> VideoLLM:
         UserError: no adapter there, or one that was made for another model.
     """
     network = build_network(cfg)
-    if cfg.model.read_adapter is None:
-        load_adapter(network, folder)
+    if reader := cfg.model.get("read_adapter"):
+        attach_adapter(network, instantiate(reader, folder), str(folder))
     else:
-        attach_adapter(network, instantiate(cfg.model.read_adapter, folder), str(folder))
+        load_adapter(network, folder)
     return network
 
 

@@ -68,7 +68,7 @@ def export(run: str, to: str, output: str | None, checkpoint: str = "best", over
 
 
 def _adapter(cfg: DictConfig, network: VideoLLM, processor: Processor, folder: Path, expected: torch.Tensor) -> float:
-    names = None if cfg.model.adapter_names is None else instantiate(cfg.model.adapter_names)
+    names = instantiate(cfg.model.adapter_names) if cfg.model.get("adapter_names") else None
     write_peft_folder(network, folder, str(cfg.model.path), names)
     processor.save_tokenizer(folder)
     if names is None:

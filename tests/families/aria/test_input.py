@@ -13,6 +13,7 @@ from transformers.models.aria.image_processing_pil_aria import AriaImageProcesso
 
 from tests.families.aria.case import CASES, IMAGE_ID, Case, runs, tables
 from vidtune.contracts import IGNORE, MediaInfo, MediaRef, Message, UserError
+from vidtune.data.rows import pad_prompts
 from vidtune.media.sampling import get_sampling
 from vidtune.models.aria.images import choose_grid, content_size
 from vidtune.models.aria.processor import AriaProcessor
@@ -211,3 +212,22 @@ def test_the_answer_ends_at_the_stop_string_and_keeps_legible_characters() -> No
     assert processor.stop_strings == ["<|im_end|>"]
     broken = processor.tokenizer.convert_tokens_to_ids(["<0xF2>", "<0x3F>", "o"])
     assert processor.decode(broken) == "�?o"
+
+
+def test_where_pad_is_the_end_token_no_mask_is_made_by_comparing_ids() -> None:
+    processor = _processor()
+    processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    assert processor.pad_id == processor.tokenizer.eos_token_id
+    end = processor.tokenizer.eos_token
+    prompts = [
+        processor.encode([Message("user", (text,))], [], preset="infer", generation=True)
+        for text in (f"one{end}two{end}", "a longer question than that")
+    ]
+    assert prompts[0].input_ids.count(processor.pad_id) == 2
+    batch = pad_prompts(prompts, [], processor.pad_id)
+    assert batch.attention_mask.sum(1).tolist() == [prompt.num_tokens for prompt in prompts]
+    assert batch.attention_mask.sum() == batch.input_ids.ne(processor.pad_id).sum() + 2
+    # The answer's end token is supervised although it is the pad token.
+    turns = [Message("user", ("why?",)), Message("assistant", (f"A{end}",))]
+    labels = processor.encode(turns, [], preset="train").labels
+    assert labels.count(processor.pad_id) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,14 @@ def test_a_recipe_loses_under_every_strategy_what_one_process_loses(walked: str,
     found, expected = losses(runs / f"{walked}_{recipe}"), losses(runs / f"single_{recipe}")
     assert len(found) == STEPS
     assert found == pytest.approx(expected, rel=2e-5)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_router_losses_are_logged_apart_from_the_task_loss(walked: str, runs: Path, recipe: str) -> None:
+    with (runs / f"{walked}_{recipe}/metrics.csv").open() as handle:
+        rows = [row for row in csv.DictReader(handle) if row.get("train/loss")]
+    for name in ("train/router_z_loss", "train/load_balancing_loss"):
+        assert len(rows) == STEPS and all(0 < float(row[name]) < 0.01 * float(row["train/loss"]) for row in rows), name
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

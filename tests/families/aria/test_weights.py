@@ -9,18 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AriaForConditionalGeneration
 
 from tests.families.aria.case import CASES, Case, tables
+from tests.helpers import config
 from vidtune.contracts import UserError
 from vidtune.models.aria.adapter import our_path
 from vidtune.models.aria.config import RELEASED, read_config
 from vidtune.models.aria.network import Aria
 from vidtune.models.aria.weights import LEGACY_KEY_TABLE, build_network, export_weights, load_weights
-from vidtune.models.blocks.expert_lora import attach_expert_lora
+from vidtune.models.blocks.expert_lora import adapted_experts, attach_expert_lora
+from vidtune.run.build import build_tuned_network, prepare
+from vidtune.tuning.policy import apply_tuning
 
 CONFIG = OmegaConf.load(Path(__file__).parents[3] / "conf/model/aria.yaml")
 EACH = pytest.mark.parametrize("case", [pytest.param(case, id=case.root.name) for case in CASES])
@@ -196,3 +201,40 @@ def test_frozen_parts_and_layers_leave_the_originals_targets(case: Case, table: 
         # torch reads this weight without calling the module: the original's adapter on it never learns.
         assert expected - found <= {"connector.cross_attn.multihead_attn.out_proj"}, override
         assert found <= expected, override
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "count", "modules"),
+    [
+        ("lora", [], 154_333_184, 253),
+        ("lora", ["tuning.language.freeze_layers=0..20"], 823_296 + 153_509_888 // 4, 1 + 7 * 9),
+        ("full", [], 25_307_311_216 - 417_792_240, 0),
+    ],
+)
+def test_a_recipe_trains_at_full_size_what_the_original_trains(
+    tmp_path: Path, recipe: str, overrides: list[str], count: int, modules: int
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(RELEASED))
+    cfg = config("train", [f"experiment=aria_nextqa_{recipe}", f"model.path={tmp_path}", *overrides])
+    with torch.device("meta"):
+        network = instantiate(cfg.model.network)
+        policies = apply_tuning(network, cfg.tuning, cfg.model.lora_targets, cfg.model.lora_parameters)
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained.keys() == policies.keys()
+    assert sum(parameter.numel() for parameter in trained.values()) == count
+    assert sum(".lora_A" in name for name in trained) == modules
+    assert not any(name.startswith("vision.") for name in trained)
+    assert any(name.startswith("connector.") for name in trained) == (recipe == "full")
+
+
+def test_dropout_and_checkpointing_of_the_lora_recipe_are_in_force(tmp_path: Path) -> None:
+    cfg = config("train", ["experiment=aria_nextqa_lora", "model=aria_tiny", f"paths.cache_dir={tmp_path}"])
+    prepare(cfg)
+    network, _ = build_tuned_network(cfg)
+    fused = [adapter for _, _, adapters in adapted_experts(network) for adapter in adapters.values()]
+    linear = [module for module in network.modules() if isinstance(module, LoraLayer)]
+    assert [adapter.dropout.p for adapter in fused] == [0.05] * 4
+    assert [layer.lora_dropout["default"].p for layer in linear] == [0.05] * (2 * 7 + 1)
+    assert network.language.is_gradient_checkpointing
+    # Its switch lies in every layer: none of the frozen tower's may be on, or its embeddings would ask for gradients.
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in network.vision.modules())

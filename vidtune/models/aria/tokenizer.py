@@ -25,8 +25,8 @@ def load_tokenizer(path: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path, add_prefix_space=False, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model.tokenizer_path={path!r}: no tokenizer can be read there ({error}). Set it to a folder or hub id "
-            f"with Aria's tokenizer files."
+            f"model.tokenizer_path={path!r}: no tokenizer can be read there ({error}). Set model.path to the folder or "
+            f"hub id of an Aria checkpoint, or model.tokenizer_path to where its tokenizer files are."
         ) from error
     if tokenizer.tokenize("user")[:1] and tokenizer.tokenize("user")[0].startswith("▁"):
         raise UserError(
