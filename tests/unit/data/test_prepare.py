@@ -83,6 +83,21 @@ def test_nextqa_hub_rows_keep_their_text_and_find_flat_videos(tmp_path):
     assert sample.media[0].path == str(tmp_path / "NExTVideo/7.mp4")
 
 
+def test_nextqa_release_is_fetched_from_the_hub_unpacked_and_prepared_in_one_go(tmp_path, monkeypatch):
+    record = dict(zip(COLUMNS, ("7", "why", "1", "0", "CW", "a", "b", "c", "d", "e")))
+
+    def snapshot(repo, repo_type, local_dir):
+        assert (repo, repo_type) == ("rhymes-ai/NeXTVideo", "dataset")
+        (local_dir / "train.jsonl").write_text(json.dumps(hub_row(record, "0001/7", "train")) + "\n")
+        archive(local_dir / "NExTVideo.zip", {"NExTVideo/0001/7.mp4": "frames"})
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    report = prepare(tmp_path, {"download": "true"}, QUIET)
+    assert any("1 files unpacked now" in note for note in report.notes)
+    (sample,) = NextQAReader(str(tmp_path))("train")
+    assert Path(sample.media[0].path).read_text() == "frames"
+
+
 def test_what_is_missing_is_said_with_where_to_put_it(tmp_path):
     with pytest.raises(UserError, match=r"val\.csv") as error:
         prepare(tmp_path, {}, QUIET)
