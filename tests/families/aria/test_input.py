@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,3 +232,18 @@ def test_where_pad_is_the_end_token_no_mask_is_made_by_comparing_ids() -> None:
     turns = [Message("user", ("why?",)), Message("assistant", (f"A{end}",))]
     labels = processor.encode(turns, [], preset="train").labels
     assert labels.count(processor.pad_id) == 1
+
+
+def test_ids_beyond_the_embedding_are_refused_at_start_or_with_the_row_that_holds_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ids, up to \d+, lie beyond the 100 embeddings of the model"):
+        _processor(num_embeddings=100)
+    whole = _processor()
+    rows = len(whole.tokenizer)
+    whole.tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    whole.save_tokenizer(tmp_path)
+    # As in several snapshots of the released tokenizer: one id behind the last row, never used for padding.
+    processor = AriaProcessor(str(tmp_path), num_embeddings=rows)
+    assert processor.tokenizer.pad_token_id == rows > processor.pad_id
+    turns = [Message("user", ("why?",)), Message("assistant", ("A<pad>",))]
+    with pytest.raises(UserError, match=f"row 7: its text holds '<pad>', a token with id {rows}"):
+        processor.encode(turns, [], preset="train", name="row 7")

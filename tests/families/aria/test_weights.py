@@ -227,6 +227,13 @@ def test_a_recipe_trains_at_full_size_what_the_original_trains(
     assert any(name.startswith("connector.") for name in trained) == (recipe == "full")
 
 
+def test_the_configured_number_of_embeddings_is_the_checkpoints(tmp_path: Path) -> None:
+    assert CONFIG.processor.num_embeddings == RELEASED["text_config"]["vocab_size"]
+    (tmp_path / "config.json").write_text(json.dumps(RELEASED))
+    with pytest.raises(UserError, match=r"Set model\.processor\.num_embeddings=100352"), torch.device("meta"):
+        build_network(str(tmp_path), num_embeddings=100000)
+
+
 def test_dropout_and_checkpointing_of_the_lora_recipe_are_in_force(tmp_path: Path) -> None:
     cfg = config("train", ["experiment=aria_nextqa_lora", "model=aria_tiny", f"paths.cache_dir={tmp_path}"])
     prepare(cfg)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vidtune.contracts import MediaInfo, MediaItem, MediaPlan, Preset, UserError, VisualSpan
+from vidtune.contracts import Encoded, MediaInfo, MediaItem, MediaPlan, Message, Preset, UserError, VisualSpan
 from vidtune.media.sampling import Short, fit_short, get_sampling
 from vidtune.models.aria.images import choose_grid, content_size, normalise, resize_and_pad, split_tiles
-from vidtune.models.aria.tokenizer import decode_pieces, load_tokenizer
+from vidtune.models.aria.tokenizer import check_ids, decode_pieces, load_tokenizer
 from vidtune.models.processor import BaseProcessor
 from vidtune.text.templates import CONTENT, ChatTemplate, Part
 
@@ -56,6 +56,7 @@ class AriaProcessor(BaseProcessor):
         patch_size: side of a patch of the tower in pixels.
         split_image: also show tiles of every image that may be tiled, after the whole one.
         max_length: tokens a row may have.
+        num_embeddings: rows of the embedding; a tokenizer or a row with ids beyond is refused. None: not checked.
         train_template, infer_template: ``aria_parts`` (the original's training) or ``aria_joint`` (its evaluation).
     """
 
@@ -73,6 +74,7 @@ class AriaProcessor(BaseProcessor):
         patch_size: int = 14,
         split_image: bool = False,
         max_length: int = 4096,
+        num_embeddings: int | None = None,
         train_template: str = "aria_parts",
         infer_template: str = "aria_joint",
     ) -> None:
@@ -85,6 +87,28 @@ class AriaProcessor(BaseProcessor):
         self.patch_size, self.split_image = patch_size, split_image
         self._before = tuple(self.tokenizer("<fim_prefix>", add_special_tokens=False)["input_ids"])
         self._after = tuple(self.tokenizer("<fim_suffix>", add_special_tokens=False)["input_ids"])
+        self.num_embeddings = num_embeddings
+        if num_embeddings is not None:
+            check_ids(self.tokenizer, num_embeddings, tokenizer_path)
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        plans: Sequence[MediaPlan],
+        *,
+        preset: Preset,
+        generation: bool = False,
+        name: str = "sample",
+    ) -> Encoded:
+        encoded = super().encode(messages, plans, preset=preset, generation=generation, name=name)
+        beyond = self.num_embeddings is not None and max(encoded.input_ids, default=0) >= self.num_embeddings
+        if beyond:
+            token = self.tokenizer.convert_ids_to_tokens(max(encoded.input_ids))
+            raise UserError(
+                f"{name}: its text holds {token!r}, a token with id {max(encoded.input_ids)}, but the model has "
+                f"{self.num_embeddings} embeddings. Take it out of the annotation."
+            )
+        return encoded
 
     @classmethod
     def setting_faults(cls, max_image_size: int, visual_tokens: Mapping[int, int] | None, **_: Any) -> list[str]:

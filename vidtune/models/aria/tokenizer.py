@@ -36,6 +36,25 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
+def check_ids(tokenizer: Any, num_embeddings: int, path: str) -> None:
+    """Refuse a tokenizer whose text would reach beyond the embedding.
+
+    Added tokens may: several hub snapshots carry a ``<pad>`` with id 100352, one behind the last row. It is never used
+    for padding, and a row that holds it is refused.
+
+    Raises:
+        UserError: pieces of the vocabulary lie beyond.
+    """
+    added = set(tokenizer.added_tokens_encoder.values())
+    beyond = [number for number in tokenizer.get_vocab().values() if number >= num_embeddings and number not in added]
+    if beyond:
+        raise UserError(
+            f"model.tokenizer_path={path!r}: {len(beyond)} ids, up to {max(beyond)}, lie beyond the {num_embeddings} "
+            f"embeddings of the model. Set model.tokenizer_path to the tokenizer of this checkpoint, or "
+            f"model.processor.num_embeddings to the vocab_size in the checkpoint's config.json."
+        )
+
+
 def decode_pieces(tokenizer: Any, ids: Sequence[int]) -> str:
     """Text of ids without special tokens; every byte that is not UTF-8 becomes one U+FFFD, as sentencepiece does it.
 

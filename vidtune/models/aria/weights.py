@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AriaConfig
 from transformers.initialization import no_init_weights
 
+from vidtune.contracts import UserError
 from vidtune.models.aria.config import read_config
 from vidtune.models.aria.network import Aria
 from vidtune.models.attention import PACKED_SDPA
@@ -54,6 +55,7 @@ def build_network(
     vision_attention: str = "sdpa",
     moe_z_loss_coeff: float = 1e-5,
     moe_aux_loss_coeff: float = 1e-4,
+    num_embeddings: int | None = None,
 ) -> Aria:
     """The network of a checkpoint, its weights not yet loaded (values undefined; works on the meta device too).
 
@@ -64,8 +66,17 @@ def build_network(
         vision_attention: execution in the tower, a name of transformers (``sdpa``, ``eager``, ``flash_attention_2``).
         moe_z_loss_coeff, moe_aux_loss_coeff: factors of the router losses in training; the defaults are those of the
             original's NExT-QA recipes.
+        num_embeddings: rows of the embedding that the tokenizer was checked against; None: not compared.
+
+    Raises:
+        UserError: the checkpoint has another number of embeddings.
     """
     config: Any = read_config(resolve_folder(path))
+    if num_embeddings not in (None, config.text_config.vocab_size):
+        raise UserError(
+            f"{path}: config.json says vocab_size {config.text_config.vocab_size}, but the tokenizer was checked against "
+            f"{num_embeddings} embeddings. Set model.processor.num_embeddings={config.text_config.vocab_size}."
+        )
     config.vision_config._attn_implementation = vision_attention
     config.text_config._attn_implementation = attention
     with no_init_weights(), _default_dtype(getattr(torch, dtype)):
