@@ -74,7 +74,7 @@ def build_network(
     config: Any = read_config(resolve_folder(path))
     if num_embeddings not in (None, config.text_config.vocab_size):
         raise UserError(
-            f"{path}: config.json says vocab_size {config.text_config.vocab_size}, but the tokenizer was checked against "
+            f"{path}: its vocab_size is {config.text_config.vocab_size}, but the tokenizer was checked against "
             f"{num_embeddings} embeddings. Set model.processor.num_embeddings={config.text_config.vocab_size}."
         )
     config.vision_config._attn_implementation = vision_attention
