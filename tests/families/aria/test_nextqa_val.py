@@ -81,7 +81,7 @@ def test_untuned_lora_and_full_stand_in_one_table_by_type_beside_the_published(
     os.environ.pop(RUN_DIR_VARIABLE, None)
     runs = ",".join(str(tmp_path / "runs" / recipe) for recipe in ("lora", "full"))
     words = [f"run=[{runs}]", "untuned=true", "data=nextqa", f"data.root={root}", "eval.limit=300", *common]
-    words += [f"output={tmp_path / 'table'}", "eval.report_samples=0"]
+    words += [f"output={tmp_path / 'table'}", "eval.report_samples=0", "data.num_workers=0"]
     metrics = evaluate(config("evaluate", words), words)
     table = (tmp_path / "table/runs.md").read_text()
     header = table.splitlines()[0]
