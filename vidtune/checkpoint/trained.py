@@ -11,6 +11,7 @@ from torch import nn
 
 from vidtune.checkpoint.storage import read_checkpoint
 from vidtune.contracts import UserError
+from vidtune.models.shards import write_whole
 from vidtune.tuning.policy import trainable_state
 
 
@@ -36,7 +37,7 @@ def load_trained(network: nn.Module, file: Path) -> int:
         )
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(found[name])
+            write_whole(parameter, found[name])
     return int(checkpoint["global_step"])
 
 

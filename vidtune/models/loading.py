@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vidtune.contracts import UserError
+from vidtune.models.shards import write_whole
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLES = ("model.safetensors", "pytorch_model.bin")
@@ -104,7 +105,7 @@ def load_tensors(
     *,
     expected_missing: Sequence[str] = (),
 ) -> LoadReport:
-    """Copy tensors into the parameters and buffers of a module, cast to their dtype.
+    """Copy tensors into the parameters and buffers of a module, cast to their dtype; see ``write_whole`` for sharding.
 
     Args:
         module: the network; its state names are those of ``tensors``.
@@ -126,15 +127,15 @@ def load_tensors(
                 report.mismatched.append(f"{name} {tuple(tensor.shape)} for {tuple(own[name].shape)}")
                 left.discard(name)
             else:
-                own[name].copy_(tensor)
+                write_whole(own[name], tensor)
                 report.loaded += 1
                 left.discard(name)
     # Tied weights appear under several names; loading one loads all.
-    loaded = {own[name].data_ptr() for name in set(own) - left}
+    loaded = {id(own[name]) for name in set(own) - left}
     report.missing = sorted(
         name
         for name in left
-        if own[name].data_ptr() not in loaded and not any(fnmatch.fnmatch(name, gap) for gap in expected_missing)
+        if id(own[name]) not in loaded and not any(fnmatch.fnmatch(name, gap) for gap in expected_missing)
     )
     report.raise_if_bad()
     return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,6 +28,7 @@ from vidtune.run.build import build_processor, build_source, prepare
 from vidtune.run.features import open_features
 from vidtune.run.processes import Processes
 from vidtune.run.provenance import deciding_settings, table_facts
+from vidtune.run.sharded import asks_together
 from vidtune.run.table_rows import TableRow
 from vidtune.training.callbacks.bad_media import Entries, write_ledger
 
@@ -110,8 +112,11 @@ class AnswerSet:
                 f"{path}: {len(todo)} of {len(self.samples)} questions have no answer yet, and rescore=true asks no "
                 f"model. Run evaluate.py without it first."
             )
-        mine = todo[processes.rank :: processes.world_size]
-        if mine:
+        together = asks_together(cfg)
+        mine = todo if together else todo[processes.rank :: processes.world_size]
+        if mine and together and not processes.first:
+            deque(self._ask(load(), mine, control.source(source)), maxlen=0)  # takes part; the first process writes
+        elif mine:
             with PredictionWriter(part_path(path, processes.rank), made_by, len(self.samples), self.made_by) as writer:
                 answerer = load()
                 answers = self._ask(answerer, mine, control.source(source))

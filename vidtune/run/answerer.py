@@ -13,12 +13,13 @@ import torch
 from omegaconf import DictConfig
 
 from vidtune.checkpoint.trained import load_trained
-from vidtune.contracts import Processor, Sample
+from vidtune.contracts import Processor, Sample, UserError
 from vidtune.data.media_source import MediaSource
 from vidtune.evaluation.answering import Answer, generate_answers, most_likely_options, reference_likelihoods
 from vidtune.models.base import VideoLLM
 from vidtune.run.build import build_adapted_network, build_network, build_source, build_tuned_network
 from vidtune.run.features import RunFeatures
+from vidtune.run.sharded import asks_together, cut_for_processes, shard_over_processes
 
 log = logging.getLogger(__name__)
 
@@ -101,17 +102,24 @@ def load_answerer(
         features: cache that the answers may read and fill; planned.
 
     Raises:
-        UserError: weights are missing or do not fit.
+        UserError: weights are missing or do not fit; an adapter, and a strategy that shards weights.
     """
     # An adapter may have tensors for any role, and a control shows frames that are not stored: all roles are needed.
     absent = () if features is None or adapter or cfg.eval.controls else features.absent
+    together = asks_together(cfg)
+    cut = cut_for_processes() if together else None
     if checkpoint is not None:
-        network, _ = build_tuned_network(cfg, absent)
+        network, _ = build_tuned_network(cfg, absent, cut)
         log.info("%s, trained for %d steps", checkpoint, load_trained(network, checkpoint))
+    elif adapter and together:
+        raise UserError(
+            f"adapter={adapter} is read into whole weights, but strategy={cfg.strategy.name} shards them. "
+            f"Leave strategy= out, or evaluate the run that trained it: run=<run folder>."
+        )
     elif adapter:
         network = build_adapted_network(cfg, Path(adapter))
     else:
-        network = build_network(cfg, absent)
+        network = build_network(cfg, absent, cut)
     network.requires_grad_(False)
     network.eval()
     if features is not None:
@@ -119,6 +127,8 @@ def load_answerer(
     if cfg.hardware.num_threads:
         torch.set_num_threads(cfg.hardware.num_threads)
     device = pick_device(cfg.hardware.accelerator)
+    if together:
+        shard_over_processes(network, device)
     return Answerer(cfg, network.to(device), processor, build_source(cfg, processor), device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from vidtune.data.sizes import processor_digest
 from vidtune.models.absent import hollow, remove
 from vidtune.models.attention import resolve_attention
 from vidtune.models.base import VideoLLM
+from vidtune.models.shards import Cut, defer, unwritten, weights_on_meta
 from vidtune.training.strategies import num_processes
+from vidtune.tuning.draw import draw_adapters
 from vidtune.tuning.policy import apply_tuning
 
 log = logging.getLogger(__name__)
@@ -101,16 +104,18 @@ def build_datamodule(cfg: DictConfig, processor: Processor, run_dir: Path | None
     )
 
 
-def build_network(cfg: DictConfig, absent: Sequence[str] = ()) -> VideoLLM:
+def build_network(cfg: DictConfig, absent: Sequence[str] = (), cut: Cut | None = None) -> VideoLLM:
     """The family's network with its weights loaded, nothing frozen yet.
 
     Args:
         absent: roles to do without; an error stands in their place.
+        cut: where weights are sharded: they are cut as they are read, and the network is left on the meta device, with
+            its parts, to be given room (``vidtune.models.shards``).
 
     Raises:
         UserError: the checkpoint is missing, damaged or does not fit.
     """
-    network = _load_network(cfg, absent)
+    network = _load_network(cfg, absent, cut)
     remove(network, absent)
     return network
 
@@ -129,22 +134,36 @@ def build_adapted_network(cfg: DictConfig, folder: Path) -> VideoLLM:
     return network
 
 
-def build_tuned_network(cfg: DictConfig, absent: Sequence[str] = ()) -> tuple[VideoLLM, Mapping[str, Any]]:
-    """The network as it trains, and the policy of every parameter that does; ``absent`` as for ``build_network``."""
-    network = _load_network(cfg, absent)
+def build_tuned_network(
+    cfg: DictConfig, absent: Sequence[str] = (), cut: Cut | None = None
+) -> tuple[VideoLLM, Mapping[str, Any]]:
+    """The network as it trains, and the policy of every parameter that does.
+
+    Args:
+        absent, cut: as for ``build_network``.
+
+    Raises:
+        UserError: the checkpoint is missing, damaged or does not fit; the policies do not.
+    """
+    network = _load_network(cfg, absent, cut)
     # A card that needs loss scaling has no bf16.
     compute_dtype = torch.float16 if cfg.hardware.precision == "16-mixed" else torch.bfloat16
     policies = apply_tuning(network, cfg.tuning, cfg.model.lora_targets, cfg.model.lora_parameters, compute_dtype)
+    draw_adapters(network, cfg.seed)
     remove(network, absent)
     if cfg.hardware.activation_checkpointing:
         network.language.gradient_checkpointing_enable({"use_reentrant": False})
     return network, policies
 
 
-def _load_network(cfg: DictConfig, absent: Sequence[str]) -> VideoLLM:
-    network = instantiate(cfg.model.network)
+def _load_network(cfg: DictConfig, absent: Sequence[str], cut: Cut | None = None) -> VideoLLM:
+    with weights_on_meta() if cut else nullcontext():
+        network = instantiate(cfg.model.network)
+    if cut:
+        defer(network, cut, absent)
     hollow(network, absent)
     report = instantiate(cfg.model.weights, network)
+    assert not (left := unwritten(network)), f"nothing was written to {left[:5]}"
     log.info("loaded %s tensors from %s", getattr(report, "loaded", "all"), cfg.model.path)
     network.set_attention(resolve_attention(cfg.hardware.attention))
     return network

@@ -26,6 +26,7 @@ from vidtune.contracts import UserError
 from vidtune.data.datamodule import VideoDataModule
 from vidtune.evaluation.curves import read_metrics
 from vidtune.evaluation.plots import plot_curves, save
+from vidtune.models.shards import Cut
 from vidtune.run import slurm
 from vidtune.run.build import build_datamodule, build_processor, build_tuned_network, prepare
 from vidtune.run.checks import check_config
@@ -147,9 +148,9 @@ def _requeued_run(cfg: DictConfig) -> Path | None:
     return run_dir if run_dir and any(checkpoint_folder(run_dir).glob("*.ckpt")) else None
 
 
-def _build_and_report(cfg: DictConfig, features: RunFeatures | None) -> tuple[Any, Any]:
+def _build_and_report(cfg: DictConfig, features: RunFeatures | None, cut: Cut | None = None) -> tuple[Any, Any]:
     absent = () if features is None else features.absent
-    network, policies = build_tuned_network(cfg, absent)
+    network, policies = build_tuned_network(cfg, absent, cut)
     if features is not None:
         features.attach(network, absent)
     if rank_zero_only.rank == 0:

@@ -9,10 +9,12 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from vidtune.models.shards import make_room, take_parts
 from vidtune.training.whole_files import WholeFiles
 
 
@@ -30,18 +32,15 @@ class ShardStrategy(WholeFiles, ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
-    def shard(self, network: nn.Module) -> None:
-        """Shard every layer of every stack, and the rest with the root.
+    # ------------------------------------------------------------------ weights
 
-        The root keeps its weights whole from the first to the last use in a step, and with them embedding and head: a
-        row with more supervised tokens calls the head more often, and a head of its own would then wait for
-        processes that do not call it.
-        """
-        mesh = self.device_mesh["data_parallel"]
-        for layer in stacked_layers(network):
-            fully_shard(layer, mesh=mesh)
-        fully_shard(network, mesh=mesh)
-        register_fsdp_forward_method(network, "generate")
+    shards_weights = True
+
+    def cut(self, value: Tensor) -> Tensor:
+        return cut_rows(value, self.global_rank, self.world_size)
+
+    def shard(self, network: nn.Module) -> None:
+        shard_layers(network, self.device_mesh["data_parallel"], self.root_device)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -82,6 +81,31 @@ class ShardStrategy(WholeFiles, ModelParallelStrategy):
         if not self.is_global_zero:
             return {}
         return {key: value.detach().cpu() if isinstance(value, Tensor) else value for key, value in whole.items()}
+
+
+def cut_rows(value: Tensor, rank: int, world_size: int) -> Tensor:
+    """A process's rows of a whole tensor: FSDP2 divides the first axis into equal chunks but the last."""
+    chunks = value.chunk(world_size)
+    return chunks[rank] if rank < len(chunks) else value[:0]
+
+
+def shard_layers(network: nn.Module, mesh: DeviceMesh, device: torch.device) -> None:
+    """Shard every layer of every stack, and the rest with the root; deferred weights get their room and their rows.
+
+    The root keeps its weights whole from the first to the last use in a step, and with them embedding and head: a row
+    with more supervised tokens calls the head more often, and a head of its own would then wait for processes that do
+    not call it.
+    """
+    parts = take_parts(network)
+    for unit in (*stacked_layers(network), network):
+        make_room(unit, device)
+        fully_shard(unit, mesh=mesh)
+    register_fsdp_forward_method(network, "generate")
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name in parts:
+                local: Any = parameter
+                local.to_local().copy_(parts.pop(name))
 
 
 def stacked_layers(network: nn.Module) -> list[nn.Module]:

@@ -28,7 +28,8 @@ class VideoTuner(L.LightningModule):
 
     Args:
         build: makes the network with its weights, adapted and frozen; called in ``configure_model``, when the strategy
-            is ready. Returns the network and the policy of every parameter that trains.
+            is ready, with the ``cut`` of a strategy that shards weights. Returns the network and the policy of every
+            parameter that trains.
         build_optimizer: parameter groups -> optimizer.
         build_schedule: optimizer, number of steps -> scheduler; where a policy has a schedule, also ``own``: what
             differs per parameter group.
@@ -39,7 +40,7 @@ class VideoTuner(L.LightningModule):
 
     def __init__(
         self,
-        build: Callable[[], tuple[VideoLLM, Mapping[str, Any]]],
+        build: Callable[..., tuple[VideoLLM, Mapping[str, Any]]],
         build_optimizer: Callable[..., torch.optim.Optimizer],
         build_schedule: Callable[..., Any],
         *,
@@ -62,10 +63,12 @@ class VideoTuner(L.LightningModule):
 
     def configure_model(self) -> None:
         if self.network is None:
-            self.network, self.policies = self._build()
+            strategy: Any = self.trainer.strategy
+            sharded = getattr(strategy, "shards_weights", False)
+            self.network, self.policies = self._build(strategy.cut) if sharded else self._build()
             self.network.train()  # Lightning leaves modes as they are; here is decided that frozen parts do not train
-            if (shard := getattr(self.trainer.strategy, "shard", None)) is not None:
-                shard(self.network)
+            if sharded:
+                strategy.shard(self.network)
 
     def configure_optimizers(self) -> Any:
         assert self.network is not None
@@ -186,6 +189,7 @@ class VideoTuner(L.LightningModule):
                 f"({', '.join(sorted(found - expected)[:3])}). Use the tuning and model of the run."
             )
         self._restored_rng = checkpoint["rng_states"]
+        _count_rows_anew(checkpoint, self.trainer.accumulate_grad_batches)
 
     def on_train_start(self) -> None:
         """Go on with the random stream of the checkpoint, so that a resumed run draws the same dropout."""
@@ -201,6 +205,19 @@ class VideoTuner(L.LightningModule):
             torch.set_rng_state(state["cpu"])
             if "cuda" in state and torch.cuda.is_available():
                 torch.cuda.set_rng_state(state["cuda"])
+
+
+def _count_rows_anew(checkpoint: dict[str, Any], accumulation: int) -> None:
+    """Make Lightning's count of rows that of this run.
+
+    With another number of processes the finished steps were other numbers of rows; Lightning would end the first step
+    too early, and the samples of its other rows would be lost.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    rows = checkpoint["global_step"] * accumulation
+    for counts in (progress["total"], progress["current"]):
+        ready = counts["ready"]
+        counts |= {name: rows + count - ready for name, count in counts.items()}
 
 
 def _local(tensor: Tensor) -> Tensor:

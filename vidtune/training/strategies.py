@@ -46,6 +46,11 @@ def build_strategy(strategy: Any, hardware: Any) -> Any:
     return instantiate(strategy.strategy, _convert_="all") if strategy.strategy else strategy.name
 
 
+def shards_weights(strategy: Any) -> bool:
+    """Whether each process holds a share of the weights only; an evaluation does so too, layer by layer as ``fsdp``."""
+    return strategy.name.startswith(("zero3", "fsdp"))
+
+
 def precision_plugins(strategy: Any, hardware: Any) -> list[Any]:
     """Our own precision where ZeRO needs it; none where Lightning's, by name, is right."""
     if not strategy.name.startswith("zero") or hardware.precision == "16-mixed":

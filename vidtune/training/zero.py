@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vidtune.models.shards import place_one_by_one, take_parts
 from vidtune.training.whole_files import WholeFiles
 from vidtune.training.zero_config import zero_config
 
@@ -96,12 +97,27 @@ class ZeroStrategy(WholeFiles, DeepSpeedStrategy):
         self._init_config_if_needed()
         return nullcontext()
 
-    def shard(self, network: nn.Module) -> None:
-        """Partition the weights of a network that is loaded and adapted (stage 3)."""
-        if self.zero_stage_3:
-            import deepspeed
+    @property
+    def shards_weights(self) -> bool:
+        return self.zero_stage_3
 
-            deepspeed.zero.Init(module=network, config_dict_or_path=self.config, dtype=None)
+    def cut(self, value: Tensor) -> Tensor:
+        """This process's part of a whole tensor: flat, the last one filled up with zeros."""
+        size = -(-value.numel() // self.world_size)
+        part = value.flatten()[size * self.global_rank :][:size]
+        return nn.functional.pad(part, (0, size - part.numel()))
+
+    def shard(self, network: nn.Module) -> None:
+        """Partition the weights, one tensor at a time (stage 3)."""
+        import deepspeed
+
+        parts = take_parts(network)
+        convert = deepspeed.zero.Init(config_dict_or_path=self.config, dtype=None)
+        for name, parameter in place_one_by_one(network, convert.local_device):
+            convert._convert_to_deepspeed_param(parameter)
+            parameter.partition()
+            if name in parts:
+                parameter.ds_tensor.copy_(parts.pop(name))
 
     def _setup_model_and_optimizer(
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None
@@ -114,13 +130,26 @@ class ZeroStrategy(WholeFiles, DeepSpeedStrategy):
     def _initialize_deepspeed_train(self, model: nn.Module) -> None:
         super()._initialize_deepspeed_train(model)
         if self.zero_stage_3:
-            # A row with more supervised tokens calls the head more often (``models.likelihood``): gathered at every
-            # call, it would wait for processes that do not call it. Kept whole, it is gathered once per step.
             network: Any = model.network
-            for parameter in network.language.lm_head.parameters():
-                if not parameter.ds_persist:
-                    parameter.ds_persist = True
-                    self._zero_optimizer.persistent_parameters.append(parameter)
+            self._keep_whole(network.language.lm_head)
+
+    def _keep_whole(self, head: nn.Module) -> None:
+        """Gather the weights of a module once per step, and let its calls pass DeepSpeed by.
+
+        A row with more supervised tokens calls the head more often (``models.likelihood``): gathered at every call, or
+        counted by what fetches the next layers ahead, it would wait for processes that do not call it. A parameter that
+        DeepSpeed calls persistent is not enough: until it has seen a whole step, it releases those too.
+        """
+        parameters: list[Any] = list(head.parameters())
+        for parameter in parameters:
+            parameter.ds_persist = True
+            parameter.is_external_param = True  # a tied embedding would release it
+            if not any(parameter is kept for kept in self._zero_optimizer.persistent_parameters):
+                self._zero_optimizer.persistent_parameters.append(parameter)
+        parameters[0].all_gather(parameters)
+        for module in head.modules():
+            module._forward_pre_hooks.clear()
+            module._forward_hooks.clear()
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -196,7 +225,7 @@ class ZeroStrategy(WholeFiles, DeepSpeedStrategy):
                 else:
                     safe_set_full_optimizer_state(parameter, value, key)
                 return
-            part = _own_part(parameter, value)
+            part = self.cut(value).to(parameter.ds_tensor.device)
             if key is not None:
                 safe_set_local_optimizer_state(parameter, part, key)
                 return
@@ -236,10 +265,3 @@ class ZeroStrategy(WholeFiles, DeepSpeedStrategy):
                 keys = [key for key, value in state.items() if isinstance(value, Tensor) and value.ndim]
                 return {key: value for key, value in state.items() if key not in keys}, keys
         return {}, []
-
-
-def _own_part(parameter: Any, value: Tensor) -> Tensor:
-    """This process's flat piece of a ZeRO-3 parameter, padded with zeros to the size of a partition."""
-    size = parameter.ds_tensor.numel()
-    piece = value.flatten()[size * torch.distributed.get_rank() :][:size]
-    return nn.functional.pad(piece, (0, size - piece.numel())).to(parameter.ds_tensor.device)

@@ -59,10 +59,18 @@ class ExpertLora(nn.Module):
         self.rank, self.scaling = rank, alpha / rank
         self.dropout = nn.Dropout(dropout)
         self.lora_A = nn.Parameter(torch.empty(num_experts, in_features, rank, device=device, dtype=dtype))
-        self.lora_B = nn.Parameter(torch.zeros(num_experts, rank, out_features, device=device, dtype=dtype))
-        # PEFT's rule for a linear layer, bound 1 / sqrt(fan_in), as the original applies it to its fused tensor: torch
-        # takes the last axis of a three-dimensional weight for a kernel, so that fan_in is in_features * rank.
-        nn.init.uniform_(self.lora_A, -1 / math.sqrt(in_features * rank), 1 / math.sqrt(in_features * rank))
+        self.lora_B = nn.Parameter(torch.empty(num_experts, rank, out_features, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw A, and B = 0.
+
+        PEFT's rule for a linear layer, bound 1 / sqrt(fan_in), as the original applies it to its fused tensor: torch
+        takes the last axis of a three-dimensional weight for a kernel, so that fan_in is in_features * rank.
+        """
+        bound = 1 / math.sqrt(self.lora_A[0].numel())
+        nn.init.uniform_(self.lora_A, -bound, bound)
+        nn.init.zeros_(self.lora_B)
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
         """The update of the output.

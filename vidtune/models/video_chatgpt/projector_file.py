@@ -8,6 +8,7 @@ import torch
 
 from vidtune.contracts import UserError
 from vidtune.models.loading import stream_file
+from vidtune.models.shards import write_whole
 from vidtune.models.video_chatgpt.network import NUM_VIDEO_TOKENS, VideoChatGPT
 
 _ANOTHER_BASE = 0.02
@@ -33,15 +34,17 @@ def load_projector(network: VideoChatGPT, file: Path) -> None:
     table = tensors["model.embed_tokens.weight"]
     with torch.no_grad():
         text = len(table) - NUM_VIDEO_TOKENS
-        difference = (table[:text].float() - own["model.embed_tokens.weight"][:text].float()).abs().max().item()
+        base = own["model.embed_tokens.weight"]
+        # Where weights are sharded, no process has the table to compare.
+        difference = 0.0 if base.is_meta else (table[:text].float() - base[:text].float()).abs().max().item()
         if difference > _ANOTHER_BASE:
             raise UserError(
                 f"{file}: its embedding differs from that of model.path by up to {difference:.3g}; it was trained on "
                 f"another base. Set model.path to LLaVA-Lightning-7B-v1-1 with the delta applied."
             )
-        network.new_tokens.weight.copy_(table[-2:])
-        network.connector.projection.weight.copy_(tensors["model.mm_projector.weight"])
-        network.connector.projection.bias.copy_(tensors["model.mm_projector.bias"])
+        write_whole(network.new_tokens.weight, table[-2:])
+        write_whole(network.connector.projection.weight, tensors["model.mm_projector.weight"])
+        write_whole(network.connector.projection.bias, tensors["model.mm_projector.bias"])
 
 
 def export_projector(network: VideoChatGPT, file: Path) -> None:

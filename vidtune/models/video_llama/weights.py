@@ -20,6 +20,7 @@ from vidtune.contracts import UserError
 from vidtune.models.attention import PACKED_SDPA
 from vidtune.models.key_table import KeyTable
 from vidtune.models.loading import LoadReport, load_tensors, resolve_folder, stream_file, stream_folder
+from vidtune.models.shards import held_whole
 from vidtune.models.video_llama.keys import BLIP2, LANGUAGE, PROJECTION, TRAINED, vit_table
 from vidtune.models.video_llama.network import VideoLlama
 from vidtune.models.video_llama.sizes import Sizes
@@ -206,5 +207,6 @@ def _start_parts(network: VideoLlama, given: dict[str, str], start: str | None) 
                 missing += sorted(absent)
             else:
                 log.warning("connector.%s starts from random values: no file in model.weights brings it", part)
-                modules[part].reset_parameters()
+                with held_whole(modules[part]):
+                    modules[part].reset_parameters()
     return missing
