@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from vidtune.evaluation.answering import generate_answers
 
 
 class SignalAt(L.Callback):
-    """Sends a process a signal between two micro-steps of an optimizer step.
+    """Sends a process a signal between the first two micro-steps of an optimizer step.
 
     Args:
         step: finished optimizer steps.
@@ -30,6 +31,21 @@ class SignalAt(L.Callback):
         middle = batch_idx % trainer.accumulate_grad_batches == 1
         if trainer.global_step == self.step and middle and trainer.global_rank == self.rank:
             os.kill(os.getpid(), self.number)
+
+
+class FullDisk(L.Callback):
+    """Lets no file of the first process grow beyond a size after the first step, as a full disk would.
+
+    Args:
+        max_bytes: more than a log, less than a checkpoint.
+    """
+
+    def __init__(self, max_bytes: int = 200_000) -> None:
+        self.max_bytes = max_bytes
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 1 and trainer.is_global_zero:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.max_bytes, self.max_bytes))
 
 
 class AnswerValidation(L.Callback):

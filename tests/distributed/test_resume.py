@@ -50,9 +50,11 @@ def walked(request, shapes: Path, cache_dir: Path, tmp_path_factory: pytest.Temp
         jobs.append(job(f"{policy}_sigterm", *overrides, signal_at(2, signal.SIGTERM, processes - 1)))
         jobs.append(resume(f"{policy}_sigterm"))
     run_group(tmp_path_factory.mktemp("walk"), jobs, processes, timeout=800)
+    full = [job("full_disk", *POLICIES["full"], "+callbacks.disk={_target_: tests.distributed.callbacks.FullDisk}")]
+    (runs / "full_disk.txt").write_text(run_group(tmp_path_factory.mktemp("disk"), full, processes, ends=1))
     killed = job("lora_killed", *POLICIES["lora"], signal_at(3, signal.SIGKILL, processes - 1))
-    run_group(tmp_path_factory.mktemp("killed"), [killed], processes, killed=True)
-    run_group(tmp_path_factory.mktemp("again"), [resume("lora_killed")], processes)
+    run_group(tmp_path_factory.mktemp("killed"), [killed], processes, ends=-signal.SIGKILL)
+    run_group(tmp_path_factory.mktemp("again"), [resume("lora_killed"), resume("full_disk")], processes)
     return runs
 
 
@@ -71,3 +73,8 @@ def test_sigterm_to_one_process_in_mid_accumulation_loses_nothing(walked: Path, 
 def test_kill_9_in_mid_accumulation_loses_the_step_under_way(walked: Path) -> None:
     assert losses(walked / "lora_killed") == losses(walked / "lora")
     assert (walked / "lora_killed" / "summary.json").is_file()
+
+
+def test_a_full_disk_ends_the_run_and_the_checkpoint_before_is_whole(walked: Path) -> None:
+    assert "Earlier checkpoints are whole. Free some" in " ".join((walked / "full_disk.txt").read_text().split())
+    assert losses(walked / "full_disk") == losses(walked / "full")

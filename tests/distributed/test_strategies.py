@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.distributed.group import losses, run_group
+from tests.distributed.group import cut, free_port, losses, run_group
 from tests.helpers import config, small_run
 from vidtune.checkpoint.locate import find_checkpoint
+from vidtune.contracts import UserError
 from vidtune.run import evaluate, train
 from vidtune.run.train import RUN_DIR_VARIABLE
 
@@ -52,7 +53,8 @@ def job(shapes: Path, cache_dir: Path, runs: Path):
 
     def make(name: str, *overrides: str) -> list[str]:
         steps = ("trainer.max_steps=2", "trainer.val_every=2", "trainer.checkpoint_every=1", "micro_batch_size=2")
-        return small_run(shapes, cache_dir, runs, *steps, f"run_name={name}", *overrides)
+        warm = "optim.schedule.warmup_steps=0"  # otherwise the second loss is that of the first weights
+        return small_run(shapes, cache_dir, runs, *steps, warm, f"run_name={name}", *overrides)
 
     return make
 
@@ -65,7 +67,7 @@ def mixed_job(shapes: Path, job, tmp_path_factory: pytest.TempPathFactory):
     shutil.copy(next(shapes.rglob("*.mp4")), folder / "video.mp4")
     Image.new("RGB", (64, 64), "red").save(folder / "image.png")
     rows = [
-        {"id": "text", "question": "how many " * 40, "answer": "red green blue yellow"},
+        {"id": "text", "question": "how many " * 40, "answer": "red green blue yellow red green blue"},
         {"id": "video", "video": "video.mp4", "question": "which shape ?", "answer": "circle"},
         {"id": "image", "image": "image.png", "question": "which colour ?", "answer": "red"},
         {"id": "short", "question": "count ?", "answer": "1"},
@@ -75,8 +77,7 @@ def mixed_job(shapes: Path, job, tmp_path_factory: pytest.TempPathFactory):
 
     def make(name: str, *overrides: str) -> list[str]:
         words = [word for word in job(name) if not word.startswith(("data.root", "data.prepare"))]
-        data = ("data=questions", f"data.root={folder}", "global_batch_size=4", "tuning=full")
-        return [*data, *words, *overrides]
+        return ["data=questions", f"data.root={folder}", *words, "global_batch_size=4", "tuning=full", *overrides]
 
     return make
 
@@ -111,10 +112,20 @@ def walked(job, mixed_job, runs: Path, tmp_path_factory: pytest.TempPathFactory)
             jobs.append(job(f"{name}_{policy}", *overrides, *group, *extra))
         jobs.append(["cut", f"{runs}/{name}_full", f"{runs}/{name}_cut", "1"])
         jobs.append([f"resume={runs}/{name}_cut"])
-        # Two targets per call of the head: the rows of this step then call it a different number of times.
-        jobs += [["head_chunk", "2"], mixed_job(f"{name}_mixed", *group), ["head_chunk", "512"]]
+        # One target per call of the head: the rows of this step then call it 8 times and 6 times.
+        jobs += [["head_chunk", "1"], mixed_job(f"{name}_mixed", *group), ["head_chunk", "512"]]
+    for name in SHARDED:
+        words = evaluation(
+            runs / f"{name}_full", "strategy=fsdp", "hardware.devices=2", f"output={runs}/together_{name}"
+        )
+        jobs.append(["evaluate", str(free_port()), *words, "hardware.devices=2"])
     run_group(tmp_path_factory.mktemp("walk"), jobs, timeout=800)
     return runs
+
+
+def evaluation(run: Path, *overrides: str) -> list[str]:
+    """Overrides of an evaluation of a run on eight questions, with the same batches whatever the process."""
+    return [f"run={run}", "eval.limit=8", "eval.max_new_tokens=6", "hardware=cpu", "eval.report_samples=0", *overrides]
 
 
 def summary(run: Path) -> dict[str, float]:
@@ -154,6 +165,21 @@ def test_a_run_that_was_cut_goes_on_bit_for_bit(walked: Path, strategy: str) -> 
     assert losses(walked / f"{strategy}_cut") == losses(walked / f"{strategy}_full")[1:]
 
 
+@pytest.mark.parametrize("strategy", SHARDED)
+def test_a_run_goes_on_in_a_single_process_with_the_same_losses(walked: Path, strategy: str, tmp_path: Path) -> None:
+    cut(walked / f"{strategy}_full", tmp_path / "cut", 1)
+    run_here([f"resume={tmp_path / 'cut'}", "strategy=single", "hardware.devices=1"])
+    assert losses(tmp_path / "cut") == pytest.approx(losses(walked / f"{strategy}_full")[1:], rel=2e-5)
+
+
+def test_a_number_of_processes_that_would_change_the_samples_of_a_step_is_refused(walked: Path) -> None:
+    run = walked / "ddp_full"
+    before = sorted(file.name for file in run.rglob("*"))
+    with pytest.raises(UserError, match=r"a step of this run holds 8 samples.*would hold 4.*Set global_batch_size=8"):
+        run_here([f"resume={run}", "strategy=single", "hardware.devices=1", "global_batch_size=null", "accumulation=2"])
+    assert sorted(file.name for file in run.rglob("*")) == before
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_process_with_text_alone_keeps_step_with_one_that_sees_image_and_video(walked: Path, strategy: str) -> None:
     found, expected = (losses(walked / f"{name}_mixed") for name in (strategy, "single"))
@@ -162,7 +188,7 @@ def test_a_process_with_text_alone_keeps_step_with_one_that_sees_image_and_video
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_run_of_any_strategy_is_evaluated_without_consolidation(walked: Path, strategy: str) -> None:
-    words = [f"run={walked / f'{strategy}_lora'}", "eval.limit=2", "hardware=cpu", "eval.report_samples=0"]
+    words = evaluation(walked / f"{strategy}_lora")
     metrics = evaluate(config("evaluate", words), words)
     assert 0 <= metrics["accuracy"] <= 1
 
@@ -181,6 +207,21 @@ def test_answers_generated_while_sharded_are_those_of_whole_weights(
     whole = {line["sample_id"]: line["prediction"] for line in lines}
     assert len(sharded) == 8
     assert sharded == {name: whole[name] for name in sharded}
+
+
+@pytest.mark.parametrize("strategy", SHARDED)
+def test_processes_that_share_one_copy_of_the_weights_answer_like_one_with_a_copy(
+    walked: Path, strategy: str, tmp_path: Path
+) -> None:
+    words = evaluation(walked / f"{strategy}_full", f"output={tmp_path}")
+    evaluate(config("evaluate", words), words)
+    together, alone = (folder / "predictions.jsonl" for folder in (walked / f"together_{strategy}", tmp_path))
+    answers = [
+        [(line["sample_id"], line["prediction"]) for line in map(json.loads, file.read_text().splitlines())]
+        for file in (together, alone)
+    ]
+    assert len(answers[0]) == 8
+    assert answers[0] == answers[1]
 
 
 def test_a_users_deepspeed_json_reaches_the_engine(walked: Path) -> None:

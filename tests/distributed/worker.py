@@ -2,7 +2,8 @@
 
 Started by ``tests.distributed.group.run_group`` with torchrun's variables; reads its jobs as JSON from a file. A job is
 a list of overrides; ``["cut", <run>, <copy>, <step>]`` makes a copy of a run that ended right after that checkpoint,
-``["head_chunk", <n>]`` sets how many targets the language model's head takes per call.
+``["head_chunk", <n>]`` sets how many targets the language model's head takes per call, ``["evaluate", <port>, ...]``
+is an evaluation whose processes meet at another port.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from tests.distributed.group import cut
 from tests.helpers import config
 from vidtune.models import likelihood
-from vidtune.run import train
+from vidtune.run import evaluate, train
 from vidtune.run.train import RUN_DIR_VARIABLE, Interrupted
 
 
@@ -30,6 +31,11 @@ def main(jobs: Path) -> None:
             cut_once(Path(job[1]), Path(job[2]), int(job[3]))
         elif job[0] == "head_chunk":
             likelihood.CHUNK = int(job[1])
+        elif job[0] == "evaluate":
+            os.environ["MASTER_PORT"] = job[1]
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            evaluate(config("evaluate", job[2:]), job[2:])
         else:
             os.environ.pop(RUN_DIR_VARIABLE, None)
             try:
