@@ -63,7 +63,7 @@ def test_no_process_waits_for_one_whose_row_shows_something_else(
     contents = [((0,),), ((1,),), ((1,), (2,))]
     # A model that merges consecutive frames takes videos only, and says so while it plans.
     with suppress(UserError):
-        source.plan_all(media[3])
+        source.plan_all(media[3], 0, "train")
         contents.append(((3,), (1,), (0,)))
     rows = [builder[RowPlan(segments, 1.0, 0, 0)] for segments in contents]
     orders = [layers_run(network, row) for row in rows]
