@@ -107,17 +107,17 @@ def walked(job, mixed_job, runs: Path, tmp_path_factory: pytest.TempPathFactory)
             extra = []
             if name == "zero3" and policy == "frozen_tower":
                 extra = [f"strategy.config={deepspeed_json}", callback("EngineSettings", f"file: {runs}/engine.json")]
-            if name in SHARDED and policy == "lora":
-                extra = [callback("AnswerValidation", f"folder: {runs}/answers_{name}")]
             jobs.append(job(f"{name}_{policy}", *overrides, *group, *extra))
         jobs.append(["cut", f"{runs}/{name}_full", f"{runs}/{name}_cut", "1"])
         jobs.append([f"resume={runs}/{name}_cut"])
         # One target per call of the head: the rows of this step then call it 8 times and 6 times.
         jobs += [["head_chunk", "1"], mixed_job(f"{name}_mixed", *group), ["head_chunk", "512"]]
     for name in SHARDED:
-        words = evaluation(
-            runs / f"{name}_full", "strategy=fsdp", "hardware.devices=2", f"output={runs}/together_{name}"
-        )
+        # Hardly trained: after a real step the tiny model ends every answer at once.
+        answers = callback("AnswerValidation", f"folder: {runs}/answers_{name}")
+        group = ("hardware.devices=2", f"strategy={name}")
+        jobs.append(job(f"{name}_answers", *POLICIES["lora"], "optim.lr=1e-7", *group, answers))
+        words = evaluation(runs / f"{name}_answers", "strategy=fsdp", f"output={runs}/together_{name}")
         jobs.append(["evaluate", str(free_port()), *words, "hardware.devices=2"])
     run_group(tmp_path_factory.mktemp("walk"), jobs, timeout=800)
     return runs
@@ -200,12 +200,12 @@ def test_answers_generated_while_sharded_are_those_of_whole_weights(
     sharded = {}
     for rank in (0, 1):
         sharded |= json.loads((walked / f"answers_{strategy}" / f"{rank}.json").read_text())
-    words = [f"run={walked / f'{strategy}_lora'}", "checkpoint=last", "split=val", "eval.max_new_tokens=6"]
+    words = [f"run={walked / f'{strategy}_answers'}", "checkpoint=last", "split=val", "eval.max_new_tokens=6"]
     words += [f"output={tmp_path}", "hardware=cpu", "eval.report_samples=0", "eval.batch_size=2"]
     evaluate(config("evaluate", words), words)
     lines = map(json.loads, (tmp_path / "predictions.jsonl").read_text().splitlines())
     whole = {line["sample_id"]: line["prediction"] for line in lines}
-    assert len(sharded) == 8
+    assert len(sharded) == 8 and all(sharded.values())
     assert sharded == {name: whole[name] for name in sharded}
 
 
@@ -213,14 +213,14 @@ def test_answers_generated_while_sharded_are_those_of_whole_weights(
 def test_processes_that_share_one_copy_of_the_weights_answer_like_one_with_a_copy(
     walked: Path, strategy: str, tmp_path: Path
 ) -> None:
-    words = evaluation(walked / f"{strategy}_full", f"output={tmp_path}")
+    words = evaluation(walked / f"{strategy}_answers", f"output={tmp_path}")
     evaluate(config("evaluate", words), words)
     together, alone = (folder / "predictions.jsonl" for folder in (walked / f"together_{strategy}", tmp_path))
     answers = [
         [(line["sample_id"], line["prediction"]) for line in map(json.loads, file.read_text().splitlines())]
         for file in (together, alone)
     ]
-    assert len(answers[0]) == 8
+    assert len(answers[0]) == 8 and all(text for _, text in answers[0])
     assert answers[0] == answers[1]
 
 
