@@ -95,7 +95,7 @@ class GenerativeReader(_BenchmarkReader):
         Raises:
             UserError: see ``read_rows``; a row without video, question or answer.
         """
-        samples = []
+        samples: list[Sample] = []
         for kind, file in self.files.items():
             path = find_annotation(self.root, file, split)
             for number, row in enumerate(read_rows(path, f"data.reader.files.{kind}"), start=1):

@@ -117,7 +117,8 @@ def reference_likelihoods(
     dataset = _answer_rows(processor, source, samples, references, batch_size)
     for group, row, nll, correct in _likelihoods(network, dataset, num_workers, device):
         for entry, (place, _) in enumerate(row.owners):
-            own = row.batch.target_samples == entry
+            assert row.batch.target_samples is not None
+            own = row.batch.target_samples.eq(entry)
             text = likelihood_text(float(nll[own].sum()), int(own.sum()), int(correct[own].sum()))
             yield samples[group[place]], text, row.bad[place]
 

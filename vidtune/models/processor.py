@@ -34,7 +34,7 @@ class BaseProcessor(ABC):
         }
 
     @classmethod
-    def setting_faults(cls, **settings: Any) -> list[str]:
+    def setting_faults(cls, *_: Any, **settings: Any) -> list[str]:
         """Constructor arguments that do not fit one another: one line each, found without reading a file.
 
         A run asks before it loads anything; a constructor asks through ``refuse_settings``.
@@ -42,7 +42,7 @@ class BaseProcessor(ABC):
         return []
 
     @classmethod
-    def tokens_per_frame(cls, **settings: Any) -> int:
+    def tokens_per_frame(cls, *_: Any, **settings: Any) -> int:
         """Tokens of one frame of a video, those around it included, by the constructor arguments; 0 where a video has
         as many tokens whatever its frames."""
         return 0
