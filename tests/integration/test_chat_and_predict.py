@@ -106,3 +106,16 @@ def test_an_untuned_model_answers_a_list_of_videos(clips, cache_dir, tmp_path):
 def test_a_folder_without_videos_is_refused(tiny_run, tmp_path, capsys):
     assert main(["predict", "--videos", str(tmp_path), "--question", QUESTION, *model(tiny_run)]) == 1
     assert "found no video" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["aria", "nvila", "video_chatgpt", "internvideo25", "video_llama"])
+def test_every_family_talks_about_a_video_and_answers_a_folder(family, clips, cache_dir, tmp_path, capsys):
+    words = ["--model", f"{family}_tiny", "--max-new-tokens", "3", "hardware=cpu", f"paths.cache_dir={cache_dir}"]
+    output = tmp_path / "out"
+    command = ["predict", "--videos", str(clips), "--question", QUESTION, "--output", str(output), *words]
+    assert main([*command, "data.num_workers=0"]) == 0
+    predictions = read_predictions(output / "predictions.jsonl")
+    assert [p.status for p in predictions] == ["ok", "ok", "ok", "bad_media"]
+    capsys.readouterr()
+    assert main(["chat", "--video", predictions[0].sample_id, "--question", QUESTION, *words]) == 0
+    assert capsys.readouterr().out == predictions[0].prediction + "\n"

@@ -9,8 +9,10 @@ import socket
 import time
 from pathlib import Path
 
+import av
 import pytest
 
+from tests.browser import BROWSER, opened
 from tests.helpers import config
 from vidtune.checkpoint.locate import checkpoint_folder
 from vidtune.contracts import UserError
@@ -38,13 +40,47 @@ def test_a_pattern_with_the_untuned_model_makes_one_table(two_runs: Path, tmp_pa
     assert [untuned["run"], one["run"], two["run"]] == ["untuned_tiny", "one", "two"]
     assert untuned["difference"] == "" and one["difference"] == two["difference"] != ""
     for row in (one, two):
-        assert (row["n"], row["frames"], row["resolution"], row["decoder"]) == ("8", "8", "64x64", "auto")
+        assert (row["n"], row["frames"], row["resolution"], row["decoder"]) == (
+            "8",
+            "8",
+            "64x64",
+            f"pyav {av.__version__}",
+        )
         assert row["prompt"] == untuned["prompt"] and row["checkpoint"].startswith("best_") and row["seed"] == "42"
         assert row["shuffled frames"] and row["video gain"]
     assert untuned["checkpoint"] == "untuned"
     assert "Does it watch the video?" in (out / "controls.md").read_text()
     page = (out / "report.html").read_text()
     assert page.count("<article") == 8 and page.count("data:image/jpeg") == 8 and "&lt;visual×8&gt;" in page
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
+def test_the_report_of_an_evaluation_opens_from_disk_in_a_browser(tiny_run: Path, tmp_path: Path) -> None:
+    run(f"run={tiny_run}", f"output={tmp_path}", "eval.limit=8", "untuned=true")
+    choose = "type.value = 'count'; type.dispatchEvent(new Event('input'))"
+    count_pixels = "document.title = [...document.images].every(i => i.complete && i.naturalWidth > 0)"
+    page = opened(tmp_path / "report.html", f"window.onload = () => {{ {choose}; {count_pixels}; }}")
+    assert "<title>true</title>" in page, "charts and frame strips are drawn"
+    assert "2 of 8 samples" in page and page.count('hidden=""') == 6
+
+
+def test_a_data_set_that_does_not_fit_is_refused_before_any_model_is_loaded(
+    tiny_run: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows without options under the run's closed task, and rows without answers under any."""
+    monkeypatch.setattr("vidtune.run.answer_set.load_answerer", lambda *_: pytest.fail("a model was loaded"))
+    video = next(shapes.rglob("*.mp4"))
+    rows = {"options": {"answer": "a circle"}, "answers": {}}
+    for name, row in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"video": str(video), "question": "what ?", **row}) + "\n")
+    common = [f"run={tiny_run}", "data=questions", f"data.root={tmp_path}", f"output={tmp_path}/out"]
+    with pytest.raises(UserError, match=r"answer 'a circle' is none of the 0 possible ones.*data\.task\.labels"):
+        run(*common, "split=options")
+    with pytest.raises(UserError, match="has no reference answer"):
+        run(*common, "split=answers", "data.task.name=open_answer")
+    with pytest.raises(UserError, match=r"none\.jsonl: there is no such annotation file"):
+        run(*common, "split=none")
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_with_other_questions_are_refused_before_any_model_is_asked(two_runs: Path, tmp_path: Path) -> None:
@@ -124,6 +160,23 @@ def test_two_processes_and_a_kill_give_the_file_of_one_process(tiny_run: Path, t
     assert two.read_text() == one.read_text()
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
     assert metrics[0] == metrics[1]
+
+
+@pytest.mark.slow  # two processes for each strategy
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero2_offload"])
+def test_every_strategy_may_stand_on_the_command_line_of_an_evaluation(
+    strategy: str, tiny_run: Path, tmp_path: Path
+) -> None:
+    """Whichever strategy a machine's settings name, the answers are those of one process; tests/distributed holds the
+    strategies that share one copy of the weights."""
+    common = [f"run={tiny_run}", "data.num_workers=0", "eval.limit=6", "eval.report_samples=0"]
+    run(*common, f"output={tmp_path}/one")
+    processes = start_processes(*common, f"strategy={strategy}", "hardware.devices=2", f"output={tmp_path}/two")
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    one, two = ((tmp_path / name / "predictions.jsonl").read_text() for name in ("one", "two"))
+    assert one == two
 
 
 def test_perplexity_of_the_answers_and_likelihood_of_the_options(tiny_run: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 from pathlib import Path
@@ -53,3 +54,14 @@ def test_notebook_is_stored_without_output(path: Path) -> None:
 
 def test_there_are_notebooks() -> None:
     assert len(NOTEBOOKS) >= 5
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_holds_no_logic(path: Path) -> None:
+    """What computes lies in ``vidtune``, where it is tested; a notebook names runs and calls."""
+    logic = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.For, ast.While, ast.If, ast.Try)
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            code = re.sub(r"^%.*$", "", cell.source, flags=re.M)
+            found = [type(node).__name__ for node in ast.walk(ast.parse(code)) if isinstance(node, logic)]
+            assert not found, cell.source

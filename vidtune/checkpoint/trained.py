@@ -11,6 +11,7 @@ from torch import nn
 
 from vidtune.checkpoint.storage import read_checkpoint
 from vidtune.contracts import UserError
+from vidtune.models.adapter_state import PREFIX
 from vidtune.models.shards import write_whole
 from vidtune.tuning.policy import trainable_state
 
@@ -54,9 +55,11 @@ def load_adapter(network: nn.Module, folder: Path) -> None:
         raise UserError(f"adapter={folder}: no PEFT adapter can be read there ({error}).") from error
     try:
         inject_adapter_in_model(config, network, adapter_name="default")
-    except ValueError as error:
+        # PEFT finds tensors of wholly trained modules under the network's own names only.
+        state = {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+        outcome = set_peft_model_state_dict(network, state, adapter_name="default")
+    except (ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"adapter={folder}: it was made for another model ({error}). Set model=.") from error
-    outcome = set_peft_model_state_dict(network, state, adapter_name="default")
     adapters = {name for name, _ in network.named_parameters() if "lora_" in name}
     missing = adapters & set(outcome.missing_keys)
     if missing or outcome.unexpected_keys:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -54,9 +55,9 @@ class Table:
         """The cell in the row whose first cell is ``row``."""
         return next(cells for cells in self.rows if cells[0] == row)[self._index(column)]
 
-    def rich(self) -> RichTable:
-        """For ``rich.print``; notes become the caption."""
-        table = RichTable(title=self.title or None, caption="\n".join(self.notes) or None, caption_justify="left")
+    def rich(self) -> Group:
+        """For ``rich.print``; notes stand below, as wide as the terminal."""
+        table = RichTable(title=self.title or None)
         for place, column in enumerate(self.columns):
             # What a row is about stays legible in a narrow terminal.
             justify: Literal["left", "right"] = "left" if column.kind == "text" else "right"
@@ -66,7 +67,7 @@ class Table:
                 table.add_section()
             # Text keeps brackets in names and answers from being read as markup.
             table.add_row(*(Text(cell) for cell in self._shown(row)))
-        return table
+        return Group(table, *(Text(note, style="italic") for note in self.notes))
 
     def shown(self) -> list[list[str]]:
         """All cells as they are shown."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vidtune.evaluation.comparison import Difference, pair, paired_bootstrap
@@ -11,21 +12,32 @@ from vidtune.evaluation.metrics import TOTAL, accuracies
 from vidtune.evaluation.records import Prediction
 from vidtune.evaluation.tables import Column, Table
 
-BLIND = ("no_video", "other_video")
-"""Controls that show nothing of the video that the question is about."""
+BLIND = {"other_video": "with another video", "no_video": "without the video"}
+"""Controls that show nothing of the video that the question is about, and how a sentence names them."""
 
 
-def video_gain(predictions: Sequence[Prediction], controls: Mapping[str, Sequence[Prediction]]) -> Difference:
+@dataclass(frozen=True)
+class VideoGain(Difference):
+    """Accuracy minus that of the blind control ``against``."""
+
+    against: str = "other_video"
+
+
+def video_gain(predictions: Sequence[Prediction], controls: Mapping[str, Sequence[Prediction]]) -> VideoGain:
     """Accuracy minus that of the better blind control, with its paired 95 % interval.
 
     The better one: a model that was never trained on text alone may fail without a video for that reason only, which
-    would look like a gain; with another video it has its usual input.
+    would look like a gain; with another video it has its usual input. Where the right video does no better than another
+    one, that is the gain, and it is near zero: a model that was never trained on videos may be disturbed by any, and
+    then answers best without one, which says nothing about what it takes from the right one.
     """
-    gains = []
+    gains = {}
     for name in BLIND:
         pairs = pair(predictions, controls[name], ("the evaluation", CONTROLS[name].name))
-        gains.append(paired_bootstrap([bool(b.correct) for _, b in pairs], [bool(a.correct) for a, _ in pairs]))
-    return min(gains, key=lambda gain: gain.mean)
+        found = paired_bootstrap([bool(b.correct) for _, b in pairs], [bool(a.correct) for a, _ in pairs])
+        gains[name] = VideoGain(found.mean, found.interval, name)
+    other = gains["other_video"]
+    return min(gains.values(), key=lambda gain: gain.mean) if other.distinguishable else other
 
 
 def control_table(runs: Mapping[str, tuple[Sequence[Prediction], Mapping[str, Sequence[Prediction]]]]) -> Table:
@@ -54,11 +66,14 @@ def control_table(runs: Mapping[str, tuple[Sequence[Prediction], Mapping[str, Se
             blind = [_accuracy(chosen[name]) for name in CONTROLS]
             cells.append((run, kind, row.n, row.value, *blind, gain.mean, gain.interval))
         notes.append(f"{run}: {gain_sentence(video_gain(predictions, controls))}")
-    notes.append("Video gain: accuracy minus that of the better of no video and other video, paired over questions.")
+    notes.append(
+        "Video gain: accuracy minus that of the better of no video and other video, paired over questions; where the "
+        "right video does no better than another one, minus that of other video."
+    )
     return Table(columns, cells, title="Does it watch the video?", notes=notes, sections=sections)
 
 
-def gain_sentence(gain: Difference) -> str:
+def gain_sentence(gain: VideoGain) -> str:
     """What the gain means, in words."""
     if gain.interval is None:
         return "one question alone cannot tell whether the video matters."
@@ -66,9 +81,9 @@ def gain_sentence(gain: Difference) -> str:
         f"{100 * gain.mean:+.1f} points (95 % interval {100 * gain.interval[0]:+.1f} to {100 * gain.interval[1]:+.1f})"
     )
     if not gain.distinguishable:
-        return f"the video gain of {points} is not distinguishable from zero: it answers as well without the video."
+        return f"the video gain of {points} is not distinguishable from zero: it answers as well {BLIND[gain.against]}."
     if gain.mean < 0:
-        return f"the video gain is {points}: it answers worse with the right video than without it."
+        return f"the video gain is {points}: it answers worse with the right video than {BLIND[gain.against]}."
     return f"the video gain is {points}: it uses the video."
 
 

@@ -165,6 +165,15 @@ def check_backend(backend: str) -> None:
         _say_opencv()
 
 
+def decoder_name(backend: str) -> str:
+    """What reads the videos under a backend, with its version; ``auto`` and ``opencv`` are PyAV."""
+    if backend == "decord":
+        import decord
+
+        return f"decord {decord.__version__}"
+    return f"pyav {av.__version__}"
+
+
 @cache
 def _say_opencv() -> None:
     log.warning("media.backend=opencv is served by PyAV, which gives the same frames")

@@ -186,5 +186,6 @@ def prepare_row(row: TableRow, split: str | None, folder: Path | None, processes
     task = build_task(**OmegaConf.to_container(row.cfg.data.task, resolve=True))  # type: ignore[arg-type]
     for sample in samples:
         task.check(sample)
-    name = f"{row.checkpoint.stem if row.checkpoint else 'untuned'}_{row.cfg.data.name}_{split}"
+    weights = row.checkpoint.stem if row.checkpoint else "adapter" if row.adapter else "untuned"
+    name = f"{weights}_{row.cfg.data.name}_{split}"
     return AnswerSet(row, split, samples, task, folder or row.home / "evaluation" / name)

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from vidtune.contracts import Processor, Sample
 from vidtune.data.media_source import MediaSource
 from vidtune.data.rows import Encoder
+from vidtune.media import decoder_name
 from vidtune.run.recipe import RECIPE_KEYS
 from vidtune.run.table_rows import TableRow
 
@@ -54,7 +55,7 @@ def table_facts(row: TableRow, processor: Processor, source: MediaSource, sample
         "frames": cfg.data.num_frames,
         "resolution": _resolution(processor),
         "prompt": prompt_hash(processor, source, samples),
-        "decoder": cfg.media.backend,
+        "decoder": decoder_name(cfg.media.backend),
         "precision": f"{cfg.model.dtype}, {cfg.hardware.precision}",
         "scoring": cfg.eval.scoring,
         "checkpoint": row.checkpoint.stem if row.checkpoint else trained,

@@ -42,7 +42,7 @@ def save_report(
         (sample, {result.name: rows[sample.sample_id] for result, rows in zip(results, by_id, strict=True)})
         for sample in sets[0].samples
     ]
-    shown.sort(key=lambda item: all(prediction.correct for prediction in item[1].values()))
+    shown.sort(key=lambda item: sum(bool(prediction.correct) for prediction in item[1].values()))
     samples = [
         ReportSample(answers, _prompt(sample, processor, source), frame_strip(sample, source))
         for sample, answers in shown[:limit]

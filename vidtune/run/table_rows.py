@@ -32,6 +32,11 @@ class TableRow:
     checkpoint: Path | None = None
     adapter: str | None = None
 
+    @property
+    def run_dir(self) -> Path | None:
+        """Folder of the run; None for a model that no run of ours made."""
+        return self.home if self.checkpoint is not None else None
+
 
 def table_rows(cfg: DictConfig, overrides: Sequence[str]) -> list[TableRow]:
     """The untuned model (alone, or where ``untuned=true``), the runs, then the adapters.
@@ -55,10 +60,12 @@ def table_rows(cfg: DictConfig, overrides: Sequence[str]) -> list[TableRow]:
     ]
     base = of_runs[0].cfg if of_runs else cfg
     folder = Path(cfg.paths.runs_dir)
-    of_adapters = [
-        TableRow(Path(adapter).name, base, folder / f"adapter_{Path(adapter).name}", adapter=adapter)
-        for adapter in adapters
-    ]
+    short = len({Path(adapter).name for adapter in adapters}) == len(adapters)
+    of_adapters = []
+    for adapter in adapters:
+        label = Path(adapter).name if short else adapter
+        home = folder / f"adapter_{base.model.name}_{label.strip('/').replace('/', '_')}"
+        of_adapters.append(TableRow(label, base, home, adapter=adapter))
     alone = not of_runs and not of_adapters
     name = f"untuned_{base.model.name}"
     untuned = [TableRow(name, base, folder / name)] if cfg.untuned or alone else []

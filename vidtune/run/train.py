@@ -36,6 +36,7 @@ from vidtune.run.logs import start_logging
 from vidtune.run.out_of_memory import LastRow, explain
 from vidtune.run.recipe import save_recipe
 from vidtune.run.resume import resumed_config
+from vidtune.run.wandb_runs import build_logger, log_curves
 from vidtune.training.callbacks import BadMediaLedger, Interrupt, Meters, StepCheckpoints, TextLog
 from vidtune.training.module import VideoTuner
 from vidtune.training.strategies import build_strategy, precision_plugins
@@ -232,9 +233,7 @@ def _build_trainer(
 def _loggers(cfg: DictConfig, run_dir: Path) -> list[Any]:
     """The CSV logger, and those of ``logger=``, all writing into the run folder."""
     loggers: list[Any] = [_csv_logger(run_dir, cfg.trainer.log_every)]
-    for name, logger in cfg.logger.items():
-        extra = {"id": run_dir.name, "name": run_dir.name, "resume": "allow"} if name == "wandb" else {"name": name}
-        loggers.append(instantiate(logger, save_dir=str(run_dir), **extra))
+    loggers += [build_logger(name, logger, run_dir) for name, logger in cfg.logger.items()]
     return loggers
 
 
@@ -251,11 +250,12 @@ def _csv_logger(run_dir: Path, flush_every: int) -> CSVLogger:
 
 
 @rank_zero_only
-def _summarise(run_dir: Path, metrics: dict[str, float], step: int) -> None:
+def _summarise(run_dir: Path, metrics: dict[str, float], step: int, loggers: Sequence[Any]) -> None:
     (run_dir / "summary.json").write_text(json.dumps({"step": step, **metrics}, indent=2))
     curve: Path | str = "none, for no step was logged (trainer.log_every)"
     if (run_dir / "metrics.csv").is_file():  # not where a run was resumed for its last few steps
         curve = save(plot_curves({run_dir.name: read_metrics(run_dir / "metrics.csv")}), run_dir / "loss_curve.png")
+        log_curves(loggers, run_dir, curve)
     Console().print(f"Loss curve: {curve}\nRun folder: {run_dir}", soft_wrap=True)
 
 
@@ -265,14 +265,15 @@ def _finish(trainer: L.Trainer, checkpoints: StepCheckpoints, interrupt: Interru
         checkpoints.save(trainer)
     for logger in trainer.loggers:
         logger.finalize("success")
-        # A W&B run ends with the process otherwise, and the next run of this one would write into it.
-        if (finish := getattr(logger.experiment, "finish", None)) is not None:
-            finish()
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     bad = next(callback for callback in trainer.callbacks if isinstance(callback, BadMediaLedger)).counts()
     if bad["bad_media"]:
         log.warning("%(bad_media)d media could not be read; they hit %(bad_media_rows)d rows: see bad_media.csv.", bad)
-    _summarise(run_dir, metrics | bad, trainer.global_step)
+    _summarise(run_dir, metrics | bad, trainer.global_step, trainer.loggers)
+    for logger in trainer.loggers:
+        # A W&B run ends with the process otherwise, and the next run of this one would write into it.
+        if (finish := getattr(logger.experiment, "finish", None)) is not None:
+            finish()
     if interrupt.signal is not None:
         if interrupt.signal == "SIGUSR1" and rank_zero_only.rank == 0:
             slurm.requeue()

@@ -80,6 +80,18 @@ def test_a_model_that_answers_blindly_is_told_so_in_one_sentence():
     assert "is not distinguishable from zero: it answers as well without the video." in gain_sentence(gain)
 
 
+def test_a_model_that_any_video_disturbs_gains_nothing_from_the_right_one():
+    # Trained on text alone: 30 of 40 right without a video, 10 with any. The right one is worth 0 points, not -50.
+    gain = video_gain(answers(range(10)), controls(no_video=range(30), other_video=range(1, 11)))
+    assert gain.mean == 0
+    assert "not distinguishable from zero: it answers as well with another video." in gain_sentence(gain)
+
+
+def test_a_model_that_the_right_video_misleads_is_told_so():
+    gain = video_gain(answers(range(10)), controls(no_video=range(10), other_video=range(30)))
+    assert gain.mean == -0.5 and "worse with the right video than with another video." in gain_sentence(gain)
+
+
 def test_tables_show_every_control_by_type_and_in_total():
     shown = controls(no_video=range(10), one_frame=range(20), shuffled=range(30), other_video=range(12))
     table = control_table({"run": (answers(range(40)), shown)})

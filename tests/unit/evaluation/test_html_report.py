@@ -1,20 +1,18 @@
 """The report must open from disk in a browser, filter, and never run what a model wrote."""
 
 import io
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.browser import BROWSER, opened
 from vidtune.evaluation.html_report import ReportSample, write_report
 from vidtune.evaluation.metrics import accuracies
 from vidtune.evaluation.plots import plot_accuracy
 from vidtune.evaluation.records import Prediction
 from vidtune.evaluation.tables import Column, Table
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ATTACK = "<script>document.title='hit'</script>"
 
 
@@ -37,20 +35,6 @@ def report(tmp_path: Path) -> Path:
     rows = {name: accuracies([sample.answers[name] for sample in samples]) for name in ("one", "two")}
     table = Table([Column("run"), Column("accuracy", "percent")], [("one", 0.6), (ATTACK, None)], notes=["a note"])
     return write_report(tmp_path / "report.html", f"Title {ATTACK}", [table], [plot_accuracy(rows)], samples, "all")
-
-
-def opened(page: Path, script: str = "") -> str:
-    """The page's DOM after its scripts and ``script`` ran."""
-    copy = page.with_name("opened.html")
-    copy.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={page.parent / 'profile'}"]
-    done = subprocess.run(
-        [*command, "--virtual-time-budget=2000", "--dump-dom", copy.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return done.stdout
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_models_write(report: Path) -> None:

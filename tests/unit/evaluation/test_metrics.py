@@ -1,6 +1,9 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 from torchmetrics.functional.classification import (
@@ -163,3 +166,15 @@ def test_meteor_is_computed_or_says_what_it_lacks():
         assert meteor("the cat sat on the mat", "the cat sat on the mat") == pytest.approx(0.9977, abs=1e-4)
     else:
         assert "pip install nltk" in why_no_meteor() or "nltk.downloader wordnet" in why_no_meteor()
+
+
+def test_paired_bootstrap_by_hand():
+    """Three questions have 27 equally likely resamples; those of -1, 0, +1 have the means k/3 with known counts."""
+    means = np.array([sum(draw) / 3 for draw in itertools.product((-1, 0, 1), repeat=3)])
+    low, high = np.quantile(means, [0.025, 0.975], method="inverted_cdf")
+    difference = paired_bootstrap([1, 1, 0], [0, 1, 1])
+    assert difference.mean == 0
+    assert difference.interval == (pytest.approx(low), pytest.approx(high)) == (pytest.approx(-1), pytest.approx(1))
+    # Of 40 questions 10 are won: the resampled count is binomial, so the interval is that of its quantiles.
+    difference = paired_bootstrap([0] * 40, [1] * 10 + [0] * 30)
+    assert difference.interval == pytest.approx(binom.ppf([0.025, 0.975], 40, 0.25) / 40, abs=1 / 40)

@@ -164,3 +164,28 @@ def test_bert_score_is_computed_from_a_local_model_or_says_what_it_lacks(tmp_pat
     for model, reason in (("", "no model is named"), ("nobody/nothing", "neither a folder nor in the Hugging Face")):
         notes = build_task("open_answer", bert_model=model).summarise(same).notes
         assert any(note.startswith("bert_score: not computed: ") and reason in note for note in notes)
+
+
+def test_meteor_is_computed_where_its_data_lie_and_otherwise_says_what_it_lacks(monkeypatch):
+    from vidtune.evaluation import open_answers
+
+    monkeypatch.setattr(
+        open_answers, "why_no_meteor", lambda: "nltk has no WordNet data (python -m nltk.downloader wordnet)"
+    )
+    task = build_task("open_answer")
+    without = [task.score(sample("1", "red ball"), "red ball")]
+    assert "meteor" not in without[0].score and "meteor" not in task.metrics(without)
+    assert (
+        "meteor: not computed: nltk has no WordNet data (python -m nltk.downloader wordnet)"
+        in task.summarise(without).notes
+    )
+
+    monkeypatch.setattr(open_answers, "why_no_meteor", lambda: None)
+    monkeypatch.setattr(open_answers, "meteor", lambda answer, reference: 0.75)
+    assert (
+        "meteor: not computed: these predictions were scored without it; score them again"
+        in task.summarise(without).notes
+    )
+    with_data = [task.score(sample("1", "red ball"), "red ball")]
+    assert task.metrics(with_data)["meteor"] == 0.75
+    assert any(note.startswith("meteor: 75.0 %") for note in task.summarise(with_data).notes)
