@@ -14,8 +14,8 @@ from vidtune.checkpoint.locate import find_checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp")
-TOLERANCE = 5e-3
-"""Relative, on losses; a bf16 number has 8 bits, 4e-3, and a row is summed in another order when it is cut."""
+TOLERANCE = 2e-3
+"""Relative, on losses: half of what one rounding to bf16 does (4e-3). Measured: at most 4.5e-4, under ZeRO-3."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,6 @@ def runs(shapes: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_losses_in_bf16_are_those_of_a_single_process(runs: Path, strategy: str) -> None:
     found, expected = losses(runs / strategy), losses(runs / "single")
-    print(strategy, max(abs(a / b - 1) for a, b in zip(found, expected, strict=True)))
     assert found == pytest.approx(expected, rel=TOLERANCE)
 
 
