@@ -83,9 +83,13 @@ class PackedLayout:
     @staticmethod
     def build(segment_ids: Tensor, branch_ids: Tensor) -> PackedLayout:
         """From (1, L) ids; segments are contiguous, branches within them too."""
-        ids, counts = torch.unique_consecutive(torch.stack([segment_ids[0], branch_ids[0]]), dim=1, return_counts=True)
-        runs = torch.cat([ids, counts[None]]).T.tolist()
-        return PackedLayout(segment_ids[0], branch_ids[0], [tuple(run) for run in runs])
+        segments, branches = segment_ids[0], branch_ids[0]
+        begins = torch.ones_like(segments, dtype=torch.bool)
+        begins[1:] = (segments[1:] != segments[:-1]) | (branches[1:] != branches[:-1])
+        starts = begins.nonzero()[:, 0]
+        counts = starts.diff(append=starts.new_tensor([len(segments)]))
+        runs = torch.stack([segments[starts], branches[starts], counts], dim=1).tolist()
+        return PackedLayout(segments, branches, [tuple(run) for run in runs])
 
     @property
     def lengths(self) -> list[int]:

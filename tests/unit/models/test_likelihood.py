@@ -90,3 +90,30 @@ def test_the_mean_over_a_step_does_not_depend_on_its_rows(reduction: str, rows_p
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
     for ours, theirs in zip(gradients(total, *states), gradients(expected, *states)):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_an_answer_that_the_model_holds_for_impossible_has_a_finite_loss() -> None:
+    """A probability of exp(-400) is no float32; its logarithm is."""
+    head = nn.Linear(2, 3, bias=False)
+    head.weight.data = torch.tensor([[400.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    hidden = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    nll, correct = target_likelihood(hidden, head, torch.tensor([1]))
+    nll.sum().backward()
+    assert float(nll.detach()) == 400.0 and not bool(correct)
+    assert torch.equal(hidden.grad, torch.tensor([[400.0, 0.0]]))
+
+
+def test_a_head_whose_output_is_needed_again_is_refused_instead_of_getting_a_wrong_gradient() -> None:
+    hidden = torch.randn(4, WIDTH, requires_grad=True)
+    nll, _ = target_likelihood(hidden, nn.Sequential(nn.Linear(WIDTH, VOCABULARY), nn.Tanh()), torch.arange(4))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        nll.sum().backward()
+
+
+def test_of_equal_logits_the_first_counts_as_the_models_choice() -> None:
+    """As greedy generation has it."""
+    head = nn.Linear(WIDTH, VOCABULARY)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    _, correct = target_likelihood(torch.randn(3, WIDTH), head, torch.tensor([0, 1, 36]))
+    assert correct.tolist() == [True, False, False]
