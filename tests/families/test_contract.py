@@ -16,6 +16,7 @@ from vidtune.data.planner import RowPlan
 from vidtune.data.prompts import build_prompts
 from vidtune.data.questions import QuestionsReader
 from vidtune.data.rows import Encoder, RowBuilder, pad_prompts
+from vidtune.models import last_layer
 from vidtune.models.base import VideoLLM
 from vidtune.models.generation import generate_from_prefixes
 from vidtune.models.loading import load_tensors
@@ -83,6 +84,22 @@ def test_sharing_a_video_between_its_questions_changes_neither_loss_nor_gradient
     shared_row = family.row((0, 1, 2, 3), (4, 5))
     assert shared_row.num_tokens < shared_row.tokens_separate
     assert_same(separate, family.gradients(shared_row))
+
+
+def test_a_last_layer_at_supervised_positions_alone_changes_neither_loss_nor_gradients(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a row with a sample, a shared video and text alone, against the states of all positions."""
+    row = family.row((0,), (1, 2, 3), (4, 5), (8,))
+    lengths = []
+    hook = family.network.language.model.norm.register_forward_hook(lambda *call: lengths.append(call[2].shape[1]))
+    results = []
+    for fewest in (1, 10**9):
+        monkeypatch.setattr(last_layer, "FEWEST", fewest)
+        results.append(family.gradients(row))
+    hook.remove()
+    assert lengths == [row.target_ids.numel() if family.network.narrows else row.num_tokens, row.num_tokens]
+    assert_same(*results)
 
 
 def test_a_row_without_media_leaves_the_connector_untouched_but_in_the_graph(family: Family) -> None:

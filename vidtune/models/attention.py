@@ -74,11 +74,13 @@ class PackedLayout:
         segment_ids, branch_ids: (L,) int64, see ``vidtune.contracts.Batch``.
         runs: per stretch of equal ids its segment, branch and length; on the host, so that no execution waits for the
             device again.
+        kept: (S,) int64 ascending positions whose states the last layer returns; None where it returns all.
     """
 
     segment_ids: Tensor
     branch_ids: Tensor
     runs: list[tuple[int, int, int]]
+    kept: Tensor | None = None
 
     @staticmethod
     def build(segment_ids: Tensor, branch_ids: Tensor) -> PackedLayout:
@@ -170,19 +172,58 @@ def sdpa_packed(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout,
     Returns:
         (1, L, heads, head_dim).
     """
+    lengths = [piece.length for piece in layout.pieces]
+    masks = [piece.mask for piece in layout.pieces]
+    return _by_pieces(query, key, value, layout, lengths, masks, scale, dropout)
+
+
+def sdpa_at(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, positions: Tensor, scale: float, dropout: float
+) -> Tensor:
+    """As ``sdpa_packed`` for a few queries.
+
+    Args:
+        query: (1, heads, S, head_dim) of these ``positions``, ascending.
+        key, value: (1, key-value heads, L, head_dim) of all.
+
+    Returns:
+        (1, S, heads, head_dim).
+    """
+    ends = torch.tensor(list(accumulate(piece.length for piece in layout.pieces)), device=positions.device)
+    counts = torch.searchsorted(positions, ends).diff(prepend=ends.new_zeros(1)).tolist()
+    masks: list[Tensor | None] = []
+    for piece, end, own in zip(layout.pieces, ends.tolist(), positions.split(counts)):
+        rows = own - (end - piece.length)
+        columns = torch.arange(piece.length, device=rows.device)
+        masks.append(rows[:, None] >= columns if piece.mask is None else piece.mask[rows])
+    return _by_pieces(query, key, value, layout, counts, masks, scale, dropout)
+
+
+def _by_pieces(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackedLayout,
+    counts: list[int],
+    masks: list[Tensor | None],
+    scale: float | None,
+    dropout: float,
+) -> Tensor:
+    """One call of SDPA per piece of the layout, for its number of queries and its mask (None: plainly causal)."""
     if query.shape[1] != key.shape[1]:
         group = query.shape[1] // key.shape[1]
         key, value = (states.repeat_interleave(group, dim=1) for states in (key, value))
     lengths = [piece.length for piece in layout.pieces]
-    queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
+    queries = query.split(counts, dim=2)
+    keys, values = (states.split(lengths, dim=2) for states in (key, value))
     parts = []
-    for index, piece in enumerate(layout.pieces):
+    for index, (piece, mask) in enumerate(zip(layout.pieces, masks)):
+        if not counts[index]:
+            continue
         k, v = keys[index], values[index]
         if piece.prefix is not None:
             k, v = torch.cat([keys[piece.prefix], k], dim=2), torch.cat([values[piece.prefix], v], dim=2)
-        part = F.scaled_dot_product_attention(
-            queries[index], k, v, piece.mask, dropout, is_causal=piece.mask is None, scale=scale
-        )
+        part = F.scaled_dot_product_attention(queries[index], k, v, mask, dropout, is_causal=mask is None, scale=scale)
         parts.append(part.transpose(1, 2))
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 

@@ -13,6 +13,7 @@ from vidtune.contracts import Batch, MediaItem, NetworkOutput
 from vidtune.models.attention import PACKED_SDPA, PackedLayout
 from vidtune.models.fusion import check_placeholders, fuse
 from vidtune.models.generation import generate_from_prefixes
+from vidtune.models.last_layer import narrow_last_layer
 from vidtune.models.likelihood import target_likelihood
 from vidtune.models.shards import is_sharded
 
@@ -76,13 +77,18 @@ class VideoLLM(nn.Module):
             batch: packed (1, L) row, or padded (B, L) batch.
             return_logits: also compute logits at all positions (parity tests, small inputs).
         """
-        check_placeholders(batch)
-        embeddings = self.fused_embeddings(batch)
-        hidden, auxiliary = self.decode(embeddings, batch, **self.attention_arguments(batch))
-        flat = hidden.reshape(-1, hidden.shape[-1])
         if batch.target_positions is None or batch.target_ids is None:
             raise ValueError("forward() needs target_positions and target_ids; use generate() for prompts.")
-        nll, correct = target_likelihood(flat[batch.target_positions], self.language.lm_head, batch.target_ids)
+        check_placeholders(batch)
+        embeddings = self.fused_embeddings(batch)
+        arguments = self.attention_arguments(batch)
+        layout = arguments.get("packed_layout")
+        narrow = layout is not None and not return_logits and self.narrows
+        narrow = narrow and narrow_last_layer(self.language.model, layout, batch.target_positions)
+        hidden, auxiliary = self.decode(embeddings, batch, **arguments)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        states = flat if narrow else flat[batch.target_positions]
+        nll, correct = target_likelihood(states, self.language.lm_head, batch.target_ids)
         logits = self.language.lm_head(hidden) if return_logits else None
         return NetworkOutput(nll, correct, auxiliary, logits)
 
@@ -90,6 +96,11 @@ class VideoLLM(nn.Module):
         """(B, L, D) text and visual embeddings in place."""
         embeddings = self.embed(batch.input_ids)
         return fuse(embeddings, self.encode_media(batch.media), batch) if batch.media else embeddings
+
+    @property
+    def narrows(self) -> bool:
+        """Whether nothing but the task loss reads what the decoder makes."""
+        return type(self).decode is VideoLLM.decode
 
     def encode_media(self, items: Sequence[MediaItem]) -> Tensor:
         """(N, D) visual embeddings of all items: tower once, connector once, whatever the items are.

@@ -16,6 +16,7 @@ from vidtune.data.datamodule import TimedLoader
 from vidtune.data.planner import Planner, SampleSize
 from vidtune.data.rows import PackedRow
 from vidtune.models.attention import PACKED_SDPA, PackedLayout
+from vidtune.models.last_layer import FEWEST
 from vidtune.models.likelihood import target_likelihood
 from vidtune.models.tiny.network import Tiny
 from vidtune.training.callbacks.meters import Meters, count_answers
@@ -86,11 +87,29 @@ def test_linear_flops_are_those_that_torch_counts(network: Tiny, frozen: str) ->
 
 def test_attention_flops_count_every_visible_pair_once(network: Tiny) -> None:
     batch = row([sample(9, (5, 3)), sample(9, (4, 6))], [sample(0, (5, 5))])
+    assert len(batch.target_ids) * FEWEST > batch.num_tokens, "all layers run at all positions"
     seen = PackedLayout.build(batch.segment_ids, batch.branch_ids).dense_mask(batch.num_tokens).sum()
     flops = StepFlops.of(network)
     rest = flops.per_token * batch.num_tokens + flops.per_target * len(batch.target_ids)
     # Scores and values, 2 FLOPs each, forward and twice backward, 2 layers of width 32.
     assert float(flops(batch)) - rest == pytest.approx(3 * 4 * 2 * 32 * int(seen))
+
+
+def test_what_a_narrowed_last_layer_spares_is_not_counted(network: Tiny) -> None:
+    """Of the counter's FLOPs, the linear layers of the whole network; one target in a row of 42 tokens."""
+    network.set_attention(PACKED_SDPA)
+    network.requires_grad_(True)
+    batch = row([sample(40, (1, 1))])
+    batch.media, batch.dummy_media = [], False
+    with FlopCounterMode(display=False) as counter:
+        network(batch).nll.sum().backward()
+    counted = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+    flops, count = StepFlops.of(network), len(batch.target_ids)
+    spared = flops.per_late_token * (batch.num_tokens - count)
+    assert flops.per_token * batch.num_tokens + flops.per_target * count - spared == counted
+    pairs = sum(range(1, batch.num_tokens + 1))
+    kept = int((batch.position_ids.flatten()[batch.target_positions] + 1).sum())
+    assert float(flops(batch)) - counted == pytest.approx(3 * 4 * 32 * (pairs + kept))
 
 
 def run_window(meters: Meters, network: Tiny, waited_s: float) -> dict[str, float]:
