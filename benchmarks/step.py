@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -275,6 +276,7 @@ def main() -> None:
     parser.add_argument("--slow-repeats", type=int, default=2, help="turns of the contestants with full logits")
     parser.add_argument("--slow-questions", type=int, default=2, help="questions per step of these")
     parser.add_argument("--single-clips", type=int, default=4, help="clips per step at one question per video")
+    parser.add_argument("--answer-words", type=int, default=9, help="of the 39 of a question with its answer")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--tower-width", type=int, default=128)
@@ -290,7 +292,7 @@ def main() -> None:
         build_tokenizer().save_pretrained(folder)
         processor = StepProcessor(folder, FRAMES, "uniform", 4096, image_size=SIDE)
         bench = Bench(network, processor, MediaSource(processor))
-        samples = questions_about(write_clips(Path(folder), arguments.clips), 8)
+        samples = questions_about(write_clips(Path(folder), arguments.clips), 8, arguments.answer_words)
         run(bench, samples, arguments)
 
 
@@ -304,7 +306,9 @@ def run(bench: Bench, samples: Sequence[Sample], arguments: argparse.Namespace) 
             slow["TRL SFTTrainer"] = partial(other_trainer, model=model, trl=True)
     console = Console(width=120)
     lengths = bench.rows(samples[:1])[0]().num_tokens
-    console.print(f"{lengths} tokens per separate sample; not installed: {_absent(slow)}")
+    console.print(
+        f"{lengths} tokens per separate sample; not installed: {_absent(slow)}; load {os.getloadavg()[0]:.1f}"
+    )
     console.print(
         f"loss of 8 questions in one row against 8 separate samples: {same_loss(bench, samples[:8]):.1e} relative"
     )
@@ -327,6 +331,7 @@ def run(bench: Bench, samples: Sequence[Sample], arguments: argparse.Namespace) 
         for name in fast:
             seconds[name] = seconds[name][1:]  # the first turn warms caches and allocator
         _print(console, seconds, per_clip)
+    console.print(f"load {os.getloadavg()[0]:.1f}")
 
 
 def _absent(slow: dict[str, Any]) -> str:

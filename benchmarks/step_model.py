@@ -98,13 +98,13 @@ def write_clips(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def questions_about(paths: Sequence[Path], per_clip: int) -> list[Sample]:
-    """Per clip its questions: about 30 tokens of question and 10 of answer."""
+def questions_about(paths: Sequence[Path], per_clip: int, answer_words: int) -> list[Sample]:
+    """Per clip its questions, 39 words each with the answer; a word is a token."""
     rng = np.random.default_rng(0)
     samples = []
     for path in paths:
         for number in range(per_clip):
-            question, answer = (" ".join(rng.choice(WORDS, count)) for count in (30, 9))
+            question, answer = (" ".join(rng.choice(WORDS, count)) for count in (39 - answer_words, answer_words))
             messages = (Message("user", (MediaRef(str(path)), question)), Message("assistant", (answer,)))
             samples.append(Sample(f"{path.stem}-{number}", messages))
     return samples

@@ -86,18 +86,46 @@ def test_sharing_a_video_between_its_questions_changes_neither_loss_nor_gradient
     assert_same(separate, family.gradients(shared_row))
 
 
+def test_losses_over_all_tokens_count_a_shared_video_once_per_question(family: Family) -> None:
+    """A batch statistic, such as a router's load, is that of the row in which every question has its own video."""
+    if not (auxiliary := _auxiliary(family, (0,), (1,), (2,), (3,))):
+        pytest.skip(f"{family.cfg.model.name} has no loss beside that of its task")
+    shared = _auxiliary(family, (0, 1, 2, 3))
+    assert shared.keys() == auxiliary.keys()
+    for name, (loss, gradient) in auxiliary.items():
+        torch.testing.assert_close(shared[name][0], loss, rtol=1e-5, atol=1e-8)
+        assert float((shared[name][1] - gradient).norm()) <= 1e-4 * float(gradient.norm())
+
+
+def _auxiliary(family: Family, *segments: tuple[int, ...]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Auxiliary losses of a row in training mode, each with its gradient for the connector."""
+    weights = list(family.network.connector.parameters())
+    family.network.train()
+    losses = family.network(family.row(*segments)).auxiliary
+    family.network.eval()
+    graded = {n: torch.autograd.grad(v, weights, retain_graph=True, allow_unused=True) for n, v in losses.items()}
+    return {n: (losses[n].detach(), torch.cat([g.flatten() for g in graded[n] if g is not None])) for n in losses}
+
+
 def test_a_last_layer_at_supervised_positions_alone_changes_neither_loss_nor_gradients(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a row with a sample, a shared video and text alone, against the states of all positions."""
     row = family.row((0,), (1, 2, 3), (4, 5), (8,))
-    lengths = []
-    hook = family.network.language.model.norm.register_forward_hook(lambda *call: lengths.append(call[2].shape[1]))
-    results = []
+    lengths, results, calls = [], [], []
+    hooks = [
+        module.register_forward_hook(lambda *call, name=name: calls[-1].append(name))
+        for name, module in family.network.language.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
+    hooks += [family.network.language.model.norm.register_forward_hook(lambda *call: lengths.append(call[2].shape[1]))]
     for fewest in (1, 10**9):
         monkeypatch.setattr(last_layer, "FEWEST", fewest)
+        calls.append([])
         results.append(family.gradients(row))
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
+    assert calls[0] == calls[1], "processes with sharded weights would wait for each other"
     assert lengths == [row.target_ids.numel() if family.network.narrows else row.num_tokens, row.num_tokens]
     assert_same(*results)
 
