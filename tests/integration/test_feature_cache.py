@@ -11,7 +11,11 @@ import pytest
 
 from tests.helpers import SMALL_SHAPES, config, small_run, small_shapes
 from vidtune.commands.main import main
+from vidtune.contracts import MediaItem
+from vidtune.models.base import VideoLLM
 from vidtune.run import evaluate, train
+from vidtune.run.features import RunFeatures
+from vidtune.run.precompute import precompute
 from vidtune.run.train import RUN_DIR_VARIABLE
 
 FROZEN = ["tuning=lora", "tuning.language.mode=full"]
@@ -73,6 +77,34 @@ def test_precompute_in_two_shards_survives_a_bad_clip_and_leaves_nothing_to_deco
     overrides = [f"media.feature_cache={tmp_path / 'features'}", "media.feature_cache_mode=read", "run_name=read"]
     assert run(shapes, cache_dir, tmp_path, *overrides, "media.max_bad_fraction=0.5")
     shutil.rmtree(tmp_path / "features")
+
+
+def test_an_interrupted_precompute_goes_on_where_it_stopped(
+    shapes: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"data.root={shapes}", "data.prepare=null", "data.num_workers=0", "hardware=cpu", *FROZEN]
+    words += [f"paths.cache_dir={cache_dir}", f"media.feature_cache={tmp_path}"]
+    words += ["global_batch_size=8", "micro_batch_size=4"]
+    encode, encoded = RunFeatures.encode, []
+
+    def encode_some(self: RunFeatures, network: VideoLLM, item: MediaItem) -> MediaItem:
+        if len(encoded) == 4:
+            raise KeyboardInterrupt
+        encoded.append(item.name)
+        return encode(self, network, item)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFeatures, "encode", encode_some)
+        precompute(config("train", words), ["train"])
+    first = list(encoded)
+    encoded.clear()
+    monkeypatch.setattr(RunFeatures, "encode", lambda *call: encoded.append(call[2].name) or encode(*call))
+    capsys.readouterr()
+    precompute(config("train", words), ["train"])
+    assert not set(first) & set(encoded), "nothing is encoded twice"
+    assert len([name for name in (*first, *encoded) if name.endswith(".mp4")]) == SMALL_SHAPES["num_train"]
+    printed = " ".join(capsys.readouterr().err.split())
+    assert printed.count("will take about") == printed.count("GB are free") == 1
 
 
 @pytest.mark.parametrize("shard", ["2/2", "x", "1"])

@@ -106,6 +106,20 @@ def test_a_sample_longer_than_a_row_is_refused_with_the_settings_to_change() -> 
         planner(max_tokens=25)
 
 
+def test_questions_that_do_not_fit_behind_one_video_go_to_several_rows_with_a_video_each() -> None:
+    """8 questions of 30 tokens behind 100: a budget of 200 holds 3 of them."""
+    plan = Planner(
+        [SampleSize(130, 1, 100, "v")] * 8,
+        global_batch_size=8,
+        rows_per_step=3,
+        max_tokens=200,
+        questions_per_video=8,
+    )
+    rows = plan.step(0)
+    assert sorted(samples_of(rows)) == list(range(8))
+    assert [plan.row_tokens(row) for row in rows if not row.filler] == [190, 190, 160]
+
+
 def test_a_step_that_does_not_fit_its_rows_is_refused_with_the_settings_to_change() -> None:
     with pytest.raises(UserError, match=r"accumulation"):
         planner(max_tokens=60).step(0)
