@@ -10,6 +10,8 @@ the decoder, its pipe and the shared memory.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import mmap
 import os
@@ -187,6 +189,7 @@ def _serve(pipe: Connection, shared: mmap.mmap) -> NoReturn:
         for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        _close_all_but(pipe.fileno())
         parent = os.getppid()
         while True:
             function, args, seconds = _next_message(pipe, parent)
@@ -204,6 +207,19 @@ def _serve(pipe: Connection, shared: mmap.mmap) -> NoReturn:
             pipe.send(end)
     finally:
         os._exit(0)
+
+
+def _close_all_but(kept: int) -> None:
+    """Close what the parent had open: a lock on a file or a socket would outlive its owner here.
+
+    Handlers that log into files go with them; what a reader has to say, it says by its errors.
+    """
+    logging.disable(logging.CRITICAL)
+    for name in os.listdir("/dev/fd"):
+        descriptor = int(name)
+        if descriptor > 2 and descriptor != kept:
+            with contextlib.suppress(OSError):  # that of the listing itself is closed by now
+                os.close(descriptor)
 
 
 def _next_message(pipe: Connection, parent: int) -> Any:

@@ -99,8 +99,9 @@ class VideoLLM(nn.Module):
 
     @property
     def narrows(self) -> bool:
-        """Whether nothing but the task loss reads what the decoder makes."""
-        return type(self).decode is VideoLLM.decode
+        """Whether nothing but the task loss reads what the decoder makes, and each process may call modules as its own
+        row asks: where weights are sharded, all must call the same."""
+        return type(self).decode is VideoLLM.decode and not is_sharded(self)
 
     def encode_media(self, items: Sequence[MediaItem]) -> Tensor:
         """(N, D) visual embeddings of all items: tower once, connector once, whatever the items are.

@@ -1,5 +1,6 @@
 """Media that cannot be read end in one error with a reason, never in a crash, a hang or wrong frames."""
 
+import fcntl
 import json
 import os
 import pickle
@@ -205,6 +206,22 @@ def test_a_signal_to_the_whole_group_makes_no_medium_look_broken(forks, name):
     next(frames)
     os.kill(forks[0], getattr(signal, name))
     assert len(list(frames)) == 2
+
+
+def test_a_reader_keeps_no_lock_or_socket_of_its_parent_alive(tmp_path):
+    with (tmp_path / "file").open("w") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        deadline.start_reader()
+    with (tmp_path / "file").open("w") as other:
+        end = time.monotonic() + 10  # the child closes it as soon as it runs
+        while True:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+    assert list(read_with_deadline(counting, seconds=9, path="x"))
 
 
 def test_a_child_does_not_outlive_its_parent():
