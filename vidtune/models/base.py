@@ -83,8 +83,9 @@ class VideoLLM(nn.Module):
         embeddings = self.fused_embeddings(batch)
         arguments = self.attention_arguments(batch)
         layout = arguments.get("packed_layout")
-        narrow = layout is not None and not return_logits and self.narrows
-        narrow = narrow and narrow_last_layer(self.language.model, layout, batch.target_positions)
+        narrow = False
+        if layout is not None and not return_logits and self.narrows:
+            narrow = narrow_last_layer(self.language.model, layout, batch.target_positions)
         hidden, auxiliary = self.decode(embeddings, batch, **arguments)
         flat = hidden.reshape(-1, hidden.shape[-1])
         states = flat if narrow else flat[batch.target_positions]
