@@ -30,6 +30,7 @@ VERBS = {
     "precompute": Verb(
         "vidtune.commands.precompute", "encode the videos of a data set once, for all runs with a frozen tower"
     ),
+    "convert": Verb("vidtune.commands.convert", "bring released weights and feature files into a form that is read"),
     "chat": Verb("vidtune.commands.chat", "ask a model about a video"),
     "predict": Verb("vidtune.commands.predict", "ask a model one question about many videos"),
     "export": Verb("vidtune.commands.export", "write a run's weights for other programs, and check them"),

@@ -46,8 +46,11 @@ class LoadReport:
             )
 
 
-def resolve_folder(path: str) -> Path:
+def resolve_folder(path: str, setting: str = "model.path") -> Path:
     """A local folder as it is; a hub id (``owner/name``) through huggingface_hub.
+
+    Args:
+        setting: where the user wrote it, for the message.
 
     Raises:
         UserError: neither.
@@ -62,10 +65,10 @@ def resolve_folder(path: str) -> Path:
             return Path(snapshot_download(path))
         except Exception as error:
             raise UserError(
-                f"model.path={path!r} is no folder here, and downloading it from the hub failed: {error}. "
-                f"Set model.path to a folder that holds the checkpoint."
+                f"{setting}={path!r} is no folder here, and downloading it from the hub failed: {error}. "
+                f"Set {setting} to a folder that holds the checkpoint."
             ) from error
-    raise UserError(f"model.path={path!r}: there is no such folder. Set it to a checkpoint folder or a hub id.")
+    raise UserError(f"{setting}={path!r}: there is no such folder. Set it to a checkpoint folder or a hub id.")
 
 
 def stream_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:

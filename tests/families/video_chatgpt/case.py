@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from vidtune.contracts import IGNORE, Batch, Encoded, MediaInfo, MediaItem, MediaRef, Message
-from vidtune.models.video_chatgpt.delta import apply_delta
+from vidtune.models.delta import apply_delta
 from vidtune.models.video_chatgpt.key_tables import append_rows
 from vidtune.models.video_chatgpt.network import VideoChatGPT
 from vidtune.models.video_chatgpt.processor import VideoChatGPTProcessor

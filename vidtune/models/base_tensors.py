@@ -58,7 +58,7 @@ class BaseTensors:
             file = self.folder / single
             if file.is_file():
                 return dict.fromkeys(_open(file).keys(), file)
-        raise UserError(f"{self.folder}: no checkpoint here. Set --base to LLaMA-7B in Hugging Face layout.")
+        raise UserError(f"{self.folder}: no checkpoint here. Set --base to LLaMA in Hugging Face layout.")
 
 
 def _open(file: Path) -> Any:

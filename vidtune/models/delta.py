@@ -1,7 +1,8 @@
-"""Base plus delta: the LLaVA-Lightning weights, tensor by tensor.
+"""Base plus delta: weights that were released as differences from LLaMA's, tensor by tensor.
 
-Whatever the model's size, one tensor of each side and one output shard are in memory (``.bin`` files of PyTorch's old
-format, which cannot be memory-mapped, cost one whole shard instead).
+For LLaVA's deltas, and for Vicuna's, which lack the projector and the grown vocabulary. Whatever the model's size, one
+tensor of each side and one output shard are in memory (``.bin`` files of PyTorch's old format, which cannot be
+memory-mapped, cost one whole shard instead).
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vidtune.contracts import UserError
+from vidtune.models.base_tensors import BaseTensors
 from vidtune.models.loading import stream_folder
-from vidtune.models.video_chatgpt.base_tensors import BaseTensors
 
 _LARGER = ("model.embed_tokens.weight", "lm_head.weight")
+"""May have more rows in the delta: its vocabulary has grown."""
 _WHOLE = ("model.mm_projector.weight", "model.mm_projector.bias")
 _CONSTANT = ".rotary_emb.inv_freq"
 _COPIED = (
@@ -44,8 +46,8 @@ def apply_delta(
     rows; the projector is stored whole in the delta.
 
     Args:
-        base: LLaMA-7B in Hugging Face layout.
-        delta: LLaVA-Lightning-7B-delta-v1-1.
+        base: LLaMA in Hugging Face layout.
+        delta: for example LLaVA-Lightning-7B-delta-v1-1.
         out: new folder; it appears under this name only when complete.
         max_shard_bytes: size of an output shard, and so of what is held in memory.
         progress: called with the name of each finished tensor.
@@ -85,7 +87,7 @@ def _sums(base: BaseTensors, delta: Path, progress: Callable[[str], None]) -> It
         elif name in _WHOLE:
             yield name, difference.half()
         else:
-            raise UserError(f"{delta}: {name} is not in the base {base.folder}. Is --base LLaMA-7B?")
+            raise UserError(f"{delta}: {name} is not in the base {base.folder}. Was the delta made from this --base?")
         progress(name)
     if left:
         raise UserError(f"{delta}: lacks {len(left)} tensors of the base, first {min(left)}. Is --delta complete?")
@@ -99,7 +101,7 @@ def _add(name: str, base: Tensor, difference: Tensor, base_folder: Path, delta_f
     if not fits:
         raise UserError(
             f"{name}: {tuple(base.shape)} in the base {base_folder}, {tuple(difference.shape)} in the delta "
-            f"{delta_folder}. The two are of different models; the delta needs LLaMA-7B."
+            f"{delta_folder}. The two are of different models; a 7B delta needs LLaMA-7B."
         )
     total = difference.clone()
     total[:rows] += base
