@@ -52,6 +52,12 @@ class Classes:
         ]
         return Table(columns, rows, title=title, notes=[f"Macro F1 {100 * self.macro_f1:.1f} %."])
 
+    def confusion_table(self, title: str = "") -> Table:
+        """The counts: a row per reference, a column per answer and one for no answer."""
+        columns = [Column("reference"), *(Column(label, "count") for label in (*self.labels, NO_ANSWER))]
+        rows = [(label, *map(int, counts)) for label, counts in zip(self.labels, self.confusion, strict=True)]
+        return Table(columns, rows, title=title)
+
 
 def classes(predictions: Sequence[Prediction], labels: Sequence[str]) -> Classes:
     """Compare ``parsed`` with ``answer`` over the labels.

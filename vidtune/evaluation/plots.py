@@ -24,6 +24,8 @@ DPI = 150
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours: told apart by colour-blind readers too."""
 
+MANY_CLASSES = 40
+
 PANELS = (("train/loss", "val/loss"), ("val/accuracy",))
 AXIS_NAMES = {
     "step": "optimizer step",
@@ -138,12 +140,19 @@ def plot_heatmap(values: pd.DataFrame, title: str = "", label: str = "accuracy",
 
 
 def plot_confusion(results: Classes, title: str = "") -> Figure:
-    """Confusion matrix: colour is the share of a reference class, the number in a cell counts questions."""
+    """Confusion matrix: colour is the share of a reference class, the number in a cell counts questions.
+
+    Cells of very many classes are small and without numbers.
+    """
     counts = results.confusion
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     labels = list(results.labels)
-    shown = [[f"{count:,}" if count else "" for count in row] for row in counts]
-    figure, axis = _grid(shares, shown, labels, [*labels, NO_ANSWER], "share of the reference class", True)
+    many = len(labels) > MANY_CLASSES
+    shown = [[f"{count:,}" if count and not many else "" for count in row] for row in counts]
+    scale = 0.2 if many else 1.0
+    figure, axis = _grid(shares, shown, labels, [*labels, NO_ANSWER], "share of the reference class", True, scale)
+    if many:
+        axis.tick_params(labelsize=4)
     axis.set(title=title, xlabel="answered", ylabel="reference")
     return figure
 
@@ -186,9 +195,10 @@ def _grid(
     columns: Sequence[object],
     label: str,
     percent: bool,
+    scale: float = 1.0,
 ) -> tuple[Figure, Axes]:
-    """Coloured cells with text in them; ``values`` is (rows, columns)."""
-    figure = _figure(2.8 + 0.75 * len(columns), 1.9 + 0.55 * len(rows))
+    """Coloured cells with text in them; ``values`` is (rows, columns), ``scale`` the size of a cell."""
+    figure = _figure(2.8 + 0.75 * scale * len(columns), 1.9 + 0.55 * scale * len(rows))
     axis = figure.subplots()
     image = axis.imshow(values, cmap="viridis", aspect="auto")
     figure.colorbar(image, ax=axis, label=label, format=PercentFormatter(1.0, decimals=0) if percent else None)
@@ -198,7 +208,7 @@ def _grid(
     axis.set_yticks(range(len(rows)), [str(row) for row in rows])
     for i, row in enumerate(values):
         for j, value in enumerate(row):
-            if np.isfinite(value):
+            if np.isfinite(value) and shown[i][j]:
                 dark = float(np.asarray(image.norm(value))) < 0.6
                 axis.text(j, i, shown[i][j], ha="center", va="center", color="white" if dark else "black", fontsize=9)
     return figure, axis

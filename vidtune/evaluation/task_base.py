@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from vidtune.contracts import Sample, UserError
 from vidtune.evaluation import summaries
+from vidtune.evaluation.classification import Classes
 from vidtune.evaluation.metrics import TOTAL, LabelOf, accuracies, reference_answer
 from vidtune.evaluation.records import Prediction
 from vidtune.evaluation.tables import Table
@@ -44,6 +45,10 @@ class Task(Protocol):
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Flat numbers for loggers and early stopping: ``accuracy``, ``accuracy/<type>``, ``unparsed``, ..."""
+        ...
+
+    def by_class(self, predictions: Sequence[Prediction]) -> Classes | None:
+        """Results of every class, where all questions have one list of possible answers."""
         ...
 
     def files(self, predictions: Sequence[Prediction]) -> Mapping[str, Sequence[Mapping[str, Any]]]:
@@ -116,6 +121,9 @@ class TaskBase:
                 numbers["accuracy" if name == TOTAL else f"accuracy/{name}"] = row.value
         numbers["unparsed"] = sum(prediction.status == "unparsed" for prediction in predictions) / len(predictions)
         return numbers | summaries.mean_scores(predictions)
+
+    def by_class(self, predictions: Sequence[Prediction]) -> Classes | None:
+        return None
 
     def files(self, predictions: Sequence[Prediction]) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         return {}

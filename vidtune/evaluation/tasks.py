@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from vidtune.contracts import Message, Sample, UserError
-from vidtune.evaluation.classification import classes
+from vidtune.evaluation.classification import Classes, classes
 from vidtune.evaluation.metrics import LabelOf
 from vidtune.evaluation.open_answers import JudgedAnswer, OpenAnswer
 from vidtune.evaluation.perplexity import Perplexity
@@ -107,16 +107,22 @@ class ClosedSet(TaskBase):
 
     def summarise(self, predictions: Sequence[Prediction]) -> Table:
         table = super().summarise(predictions)
-        if self.labels:
-            table.notes.append(f"Macro F1 over the labels {100 * self._macro_f1(predictions):.1f} %.")
+        if (results := self.by_class(predictions)) is not None:
+            table.notes.append(f"Macro F1 over the labels {100 * results.macro_f1:.1f} %.")
         return table
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        macro = {"macro_f1": self._macro_f1(predictions)} if self.labels else {}
-        return super().metrics(predictions) | macro
+        results = self.by_class(predictions)
+        return super().metrics(predictions) | ({} if results is None else {"macro_f1": results.macro_f1})
 
-    def _macro_f1(self, predictions: Sequence[Prediction]) -> float:
-        return classes([replace(p, answer=self._cut(p.answer)) for p in predictions], self.labels).macro_f1
+    def by_class(self, predictions: Sequence[Prediction]) -> Classes | None:
+        labels = tuple(self.labels)
+        if not labels:
+            shared = {prediction.options for prediction in predictions}
+            labels = shared.pop() if len(shared) == 1 else ()
+        if not labels:
+            return None
+        return classes([replace(p, answer=self._cut(p.answer)) for p in predictions], labels)
 
     def _cut(self, text: str) -> str:
         return text.split(self.text_before)[0].strip() if self.text_before else text

@@ -18,6 +18,7 @@ from vidtune.evaluation.run_table import RunPredictions, compare_runs
 from vidtune.evaluation.tables import Table
 from vidtune.evaluation.video_gain import control_table
 from vidtune.run.answer_set import AnswerSet
+from vidtune.run.class_results import save_classes
 from vidtune.run.joint_curves import save_joint_curves
 from vidtune.run.published import published_notes
 from vidtune.run.report import save_report
@@ -34,8 +35,10 @@ def save_results(cfg: DictConfig, sets: Sequence[AnswerSet]) -> dict[str, float]
     results = [answers.read() for answers in sets]
     numbers = [answers.task.metrics(result.predictions) for answers, result in zip(sets, results, strict=True)]
     own = [_save_row(*row) for row in zip(sets, results, numbers, strict=True)]
-    for table in own:
+    by_class: list[Table] = []
+    for answers, result, table in zip(sets, results, own, strict=True):
         console.print(table.rich())
+        by_class += save_classes(answers.task, result.predictions, table.title, answers.folder)
     folder = sets[0].folder if len(sets) == 1 else _table_folder(cfg, sets)
     joint = _joint_tables(sets, results)
     for stem, table in joint.items():
@@ -44,7 +47,7 @@ def save_results(cfg: DictConfig, sets: Sequence[AnswerSet]) -> dict[str, float]
             console.print(part.rich())
     report = None
     if limit := sets[0].row.cfg.eval.report_samples:
-        report = save_report(folder, sets, results, [*joint.values(), *own], limit)
+        report = save_report(folder, sets, results, [*joint.values(), *own, *by_class], limit)
         console.print(f"Report: {report}", soft_wrap=True)
     console.print(f"Predictions and tables: {folder}", soft_wrap=True)
     if curves := save_joint_curves(sets, folder):

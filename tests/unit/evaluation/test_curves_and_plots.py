@@ -130,3 +130,9 @@ def test_confusion_matrix_counts_questions():
     axis = plots.plot_confusion(results).axes[0]
     assert [text.get_text() for text in axis.texts if text.get_text()] == ["1", "1"]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "b", "(no answer)"]
+
+
+def test_a_confusion_matrix_of_very_many_classes_stays_a_picture():
+    labels = [str(number) for number in range(150)]
+    figure = plots.plot_confusion(classes([Prediction("1", answer="3", parsed="4")], labels))
+    assert max(figure.get_size_inches()) < 30 and not figure.axes[0].texts

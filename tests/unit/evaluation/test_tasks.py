@@ -85,6 +85,18 @@ def test_classification_over_a_label_list():
     assert task.metrics([right, wrong])["macro_f1"] == pytest.approx(1 / 3)
 
 
+def test_options_that_all_questions_share_are_classes():
+    task, actions = build_task("closed_set"), ("Sit down", "Stand up")
+    answers = [("Sit down", "sit down."), ("Sit down", "Stand up"), ("Stand up", "no idea")]
+    rows = [task.score(sample(str(n), answer=a, options=actions), text) for n, (a, text) in enumerate(answers)]
+    results = task.by_class(rows)
+    assert results.confusion_table().rows == [("Sit down", 1, 1, 0), ("Stand up", 0, 0, 1)]
+    assert results.table().column("recall") == [0.5, 0.0] and results.table().column("precision") == [1.0, 0.0]
+    assert task.metrics(rows)["macro_f1"] == pytest.approx(1 / 3)  # F1 2/3 and 0
+    rows.append(task.score(sample("9", answer="2", options=("1", "2")), "2"))
+    assert task.by_class(rows) is None and "macro_f1" not in task.metrics(rows)
+
+
 def test_closed_answers_come_from_each_samples_options():
     task = build_task("closed_set")
     assert task.score(sample(answer="2", options=("1", "2", "3")), "Two.").correct
