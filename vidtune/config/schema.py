@@ -154,6 +154,7 @@ class HardwareConfig:
     precision: str = "32-true"
     memory_gb: float | None = None
     activation_checkpointing: bool = False
+    tf32: bool = False
     num_threads: int | None = None
     attention: str = "auto"
     peak_tflops: float | None = None

@@ -19,6 +19,7 @@ from vidtune.evaluation.answering import Answer, generate_answers, most_likely_o
 from vidtune.models.base import VideoLLM
 from vidtune.run.build import build_adapted_network, build_network, build_source, build_tuned_network
 from vidtune.run.features import RunFeatures
+from vidtune.run.hardware import apply_hardware
 from vidtune.run.sharded import asks_together, cut_for_processes, shard_over_processes
 
 log = logging.getLogger(__name__)
@@ -124,8 +125,7 @@ def load_answerer(
     network.eval()
     if features is not None:
         features.attach(network, absent)
-    if cfg.hardware.num_threads:
-        torch.set_num_threads(cfg.hardware.num_threads)
+    apply_hardware(cfg.hardware)
     device = pick_device(cfg.hardware.accelerator)
     if together:
         shard_over_processes(network, device)

@@ -32,6 +32,7 @@ from vidtune.run.build import build_datamodule, build_processor, build_tuned_net
 from vidtune.run.checks import check_config
 from vidtune.run.departures import describe_departures
 from vidtune.run.features import RunFeatures, open_features
+from vidtune.run.hardware import apply_hardware
 from vidtune.run.logs import start_logging
 from vidtune.run.out_of_memory import LastRow, explain
 from vidtune.run.recipe import save_recipe
@@ -77,8 +78,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> dict[str, float]:
     os.environ[RUN_DIR_VARIABLE] = str(run_dir)
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    if cfg.hardware.num_threads:
-        torch.set_num_threads(cfg.hardware.num_threads)
+    apply_hardware(cfg.hardware)
     prepare(cfg)
     processor = build_processor(cfg)
     data = build_datamodule(cfg, processor, run_dir)
