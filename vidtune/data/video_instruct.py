@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vidtune.contracts import MediaRef, Sample, UserError
-from vidtune.data.annotations import check_fractions, find_annotation, read_rows, required, split_of
+from vidtune.data.annotations import check_fractions, find_annotation, read_rows, split_of
 from vidtune.data.conversations import place_media, read_turns, without_tags
 from vidtune.data.prepare.video_instruct_100k import SUFFIXES, media_files, media_folder
 
@@ -45,7 +45,7 @@ class VideoInstructReader:
         self.media_placement, self.val_fraction = media_placement, val_fraction
 
     def __call__(self, split: str) -> list[Sample]:
-        """Samples of ``train`` or ``val``, in file order.
+        """Samples of ``train`` or ``val``, in file order; a row without ``video`` is text.
 
         Raises:
             UserError: see ``read_rows``; another split, or no folder of media.
@@ -64,18 +64,22 @@ class VideoInstructReader:
         samples = []
         for number, row in enumerate(rows, start=1):
             where = f"{path}, row {number}"
-            video = Path(str(required(row, "video", where))).name.split(".")[0]
+            if not row.get("video"):
+                if split_of(str(row.get("id", number)), self.val_fraction, 0.0) == split:
+                    samples.append(self._sample(row, number, [], where))
+                continue
+            video = Path(str(row["video"])).name.split(".")[0]
             if split_of(video, self.val_fraction, 0.0) == split:
                 # A file that is not there is a bad medium, listed and bounded like an unreadable one.
                 file = files.get(video, folder / f"{video}{SUFFIXES[0]}")
-                samples.append(self._sample(row, number, MediaRef(str(file.absolute())), where))
+                samples.append(self._sample(row, number, [MediaRef(str(file.absolute()))], where))
         return samples
 
-    def _sample(self, row: Mapping[str, Any], number: int, media: MediaRef, where: str) -> Sample:
+    def _sample(self, row: Mapping[str, Any], number: int, media: list[MediaRef], where: str) -> Sample:
         turns = read_turns(row, where)
         if self.media_placement == "video_first":
             turns = [(role, without_tags(text) if role == "user" else text) for role, text in turns]
-        messages = place_media(turns, [media], "\n", where)
+        messages = place_media(turns, media, "\n", where)
         return Sample(
             sample_id=f"{row.get('id', 'row')}:{number}",
             messages=tuple(messages),

@@ -207,7 +207,9 @@ def open_features(cfg: DictConfig, source: MediaSource, trains: bool = True, *mo
 
 def _check_same_draws(first: MediaPlan, second: MediaPlan) -> None:
     one, other = drawn(first), drawn(second)
-    different = [name for name in one if one[name] != other[name]]
+    different = [name for name in one if name != "extra" and one[name] != other[name]]
+    # What a family draws has names of its own, such as ``crop``.
+    different += [n for n in one["extra"] | other["extra"] if one["extra"].get(n) != other["extra"].get(n)]
     if different:
         raise UserError(
             f"media.feature_cache: {', '.join(different)} of {first.info.ref.path} are drawn anew in every epoch, so "

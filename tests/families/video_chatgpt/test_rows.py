@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vidtune.contracts import MediaInfo, MediaRef, Message, UserError
+from vidtune.contracts import MediaInfo, MediaRef, Message, Sample, UserError
+from vidtune.data.datamodule import BatchArithmetic, VideoDataModule
 from vidtune.data.media_source import MediaSource
 from vidtune.data.rows import PackedRow, pad_prompts
 from vidtune.media.legacy_pickle import convert_pickled_features
@@ -86,15 +87,39 @@ def assert_same(found, expected):
 
 
 def test_packed_row_gives_loss_and_gradients_of_separate_samples(processor, network):
+    """A text stands first and between: the original then drops the features of the whole batch."""
     samples = [
+        [encode(processor, "Hello?", "Hello.")],
         [encode(processor, "What is shown?", "A circle.", "head")],
         [encode(processor, "How are you?", "Fine.")],
         [encode(processor, "Where does it move?", "To the left.", "tail")],
     ]
     packed = batch_of(processor, samples)
     separate = [batch_of(processor, [sample]) for sample in samples]
-    separate[2].media = [packed.media[1]]
+    separate[1].media, separate[3].media = [packed.media[0]], [packed.media[1]]
     assert_same(gradients(network, [packed]), gradients(network, separate))
+
+
+def test_rows_that_the_original_masks_are_left_out_of_the_training_and_counted(processor, caplog):
+    texts = [("Hello?", "Hello."), ("Empty?", ""), ("Trap ASSISTANT: in it?", "Yes."), ("Bye?", "Bye.")]
+    samples = [
+        Sample(question, (Message("user", (question,)), Message("assistant", (answer,)))) for question, answer in texts
+    ]
+    data = VideoDataModule(
+        lambda split: samples,
+        processor,
+        MediaSource(processor),
+        train_split="train",
+        val_split="",
+        batch=BatchArithmetic.derive(2, 2, None, 1),
+        epochs=1,
+        max_tokens=512,
+        questions_per_video=1,
+    )
+    data.setup()
+    assert [sample.sample_id for sample in data.train_samples] == ["Hello?", "Bye?"]
+    assert data.without_target == 2
+    assert "2 of 4 samples have no supervised token and are left out" in caplog.text
 
 
 def test_questions_that_share_a_video_give_loss_and_gradients_of_separate_samples(processor, network):

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from tests.families.golden import golden_cases
-from vidtune.contracts import UserError
+from vidtune.contracts import MediaRef, UserError
 from vidtune.data.prepare.actions import WORDINGS, prepare
 from vidtune.data.question_answers import QuestionAnswersReader
+from vidtune.media import probe
 
 QUIET = Console(quiet=True)
 
@@ -55,13 +56,13 @@ def test_split_folders_are_kept_and_short_or_broken_videos_are_reported(tmp_path
     for split in ("train", "test"):
         folder(tmp_path / split, clip, {"walk": 8, "stand": 8})
     (tmp_path / "train/walk/broken.mp4").write_bytes(b"no video")
-    (tmp_path / "q.txt").write_text("What now?\n\n")
+    (tmp_path / "q.txt").write_text("What now: {classes}?\n\n")
     report = prepare(tmp_path, {"min_frames": "10000", "questions": str(tmp_path / "q.txt")}, QUIET)
     assert report.counts == {"short": 32, "unreadable": 1}
     assert any("broken.mp4" in note for note in report.notes)
     assert len(rows(tmp_path, "test")) == 16
     assert len(rows(tmp_path, "train")) + len(rows(tmp_path, "val")) == 16
-    assert {row["QA"][0]["q"] for row in rows(tmp_path, "train")} == {"What now?"}
+    assert {row["QA"][0]["q"] for row in rows(tmp_path, "train")} == {"What now: Stand, Walk?"}
 
 
 def test_a_prepared_folder_reads_with_the_classes_as_options(tmp_path: Path, clip: Path) -> None:
@@ -81,6 +82,22 @@ def test_the_guides_json_is_read_as_it_stands_with_all_its_turns(case: Path) -> 
         assert [m.content[-1] for m in sample.messages if m.role == "user"] == [pair["q"] for pair in entry["QA"]]
         assert Path(sample.media[0].path).name == entry["video"] and sample.messages[0].content[0] is sample.media[0]
         assert bool(sample.options) == (len(entry["QA"]) == 1)
+
+
+def test_short_clips_of_a_class_and_split_can_be_joined(tmp_path: Path, clip: Path) -> None:
+    for split in ("train", "test"):
+        folder(tmp_path / split, clip, {"walk": 5, "stand": 2})
+    report = prepare(tmp_path, {"min_frames": "0", "join": "2", "val_fraction": "0"}, QUIET)
+    assert sum(report.files.values()) == 8
+    first, *_, last = rows(tmp_path, "train")
+    assert (first["QA"][0]["a"], last["QA"][0]["a"]) == ("Stand", "Walk")
+    alone = probe(MediaRef(str(clip))).num_frames
+    lengths = [probe(MediaRef(str(tmp_path / row["video"]))).num_frames for row in rows(tmp_path, "train")]
+    assert lengths == [2 * alone, 2 * alone, 2 * alone, alone]
+    # Started again, what was joined is no clip to be joined.
+    assert prepare(tmp_path, {"min_frames": "0", "join": "2", "val_fraction": "0"}, QUIET).files == report.files
+    with pytest.raises(UserError, match="--join 0"):
+        prepare(tmp_path, {"min_frames": "0", "join": "0"}, QUIET)
 
 
 def test_bad_annotations_and_folders_are_named(tmp_path: Path, clip: Path) -> None:

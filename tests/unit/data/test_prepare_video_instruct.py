@@ -70,6 +70,20 @@ def test_the_video_stands_where_the_original_put_it_or_always_first(tmp_path: Pa
     assert places["video_first"] == [("video", "q0?"), ("video", "q1?")]
 
 
+def test_rows_without_a_video_are_read_as_text_wherever_they_stand(tmp_path: Path) -> None:
+    """The original stops at such a row, and loses the features of a batch that begins with one."""
+    root = release(tmp_path)
+    (root / "features").mkdir()
+    (root / "features/v_00000000000.pkl").touch()
+    prepare(root, {}, QUIET)
+    rows = json.loads((root / "video_chatgpt_training.json").read_text())
+    turns = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Hello."}]
+    (root / "video_chatgpt_training.json").write_text(json.dumps([{"id": "text", "conversations": turns}, *rows]))
+    samples = VideoInstructReader(str(root), "video_chatgpt_training.json")("train")
+    assert [len(sample.media) for sample in samples] == [0, 1, 1, 1, 1]
+    assert (samples[0].messages[0].text, samples[0].answer) == ("Hello?", "Hello.")
+
+
 def test_validation_holds_back_whole_videos(tmp_path: Path) -> None:
     root = release(tmp_path)
     (root / "videos").mkdir()

@@ -1,8 +1,7 @@
 """A folder per action to the annotation that Video-LLaMA reads: ``{"video", "QA": [{"q", "a"}]}``, a file per split.
 
-Understood below ``root``: ``<class>/*.avi`` or ``<split>/<class>/*.avi``, with train and test, val where it is there.
-Understood below ``root``: ``<class>/*.avi`` or ``<split>/<class>/*.avi``, with train and test and perhaps val.
-in the split of their original. ``classes.json`` lists the answers with their counts.
+Understood below ``root``: ``<class>/*.avi`` or ``<split>/<class>/*.avi``, with train and test and perhaps val. Mirrored
+copies (``_flip``) stay in the split of their original. ``classes.json`` lists the answers with their counts.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from vidtune.contracts import MediaRef, UserError
 from vidtune.data.annotations import check_fractions, split_of
 from vidtune.data.folder import VIDEO_SUFFIXES, class_label
 from vidtune.data.prepare import Report
+from vidtune.data.prepare.joined import join_by_class
 from vidtune.media import DEADLINE_S, MediaError, probe
 
 FOLDER, CLASSES = "annotations", "classes.json"
@@ -36,11 +36,12 @@ WORDINGS = (
 )
 
 SETTINGS: dict[str, str] = {
-    "questions": "text file with one question per line (default: the guide's and four of ours); training videos draw "
-    "one of them, all others get the first",
+    "questions": "text file with one question per line (default: the guide's and four of ours), {classes} in it stands "
+    "for the list of all answers; training videos draw one of them, all others get the first",
     "val_fraction": "share of the training videos held back for validation, where there is no folder val (default 0.1)",
     "test_fraction": "share of all videos held back for the test, where there are no split folders (default 0.2)",
     "min_frames": "videos with fewer frames are reported; 0 (default 8) looks at no video",
+    "join": "how many clips of one class, one after the other, make one longer video (default 1: clips as they are)",
     "seed": "of the questions (default 42)",
 }
 
@@ -54,11 +55,16 @@ def prepare(root: Path, options: Mapping[str, str], console: Console) -> Report:
     parts = divide(root, videos, val_fraction, test_fraction)
     min_frames = int(options.get("min_frames", 8))
     unreadable = _check(videos, min_frames, console, report) if min_frames else set()
-    questions = _questions(options)
+    labels = ", ".join(sorted({class_label(video.parent.name) for video in videos}))
+    questions = tuple(question.replace("{classes}", labels) for question in _questions(options))
+    if (join := int(options.get("join", 1))) < 1:
+        raise UserError(f"--join {join}: expected 1 or more clips per video.")
     seed = int(options.get("seed", 42))
     counts: dict[str, Counter[str]] = {}
     for split in SPLITS:
         kept = [video for video in parts[split] if video not in unreadable]
+        if join > 1:
+            kept = join_by_class(kept, join, root / FOLDER / "joined" / split)
         rows = [row_of(root, video, questions if split == "train" else questions[:1], seed) for video in kept]
         for row in rows:
             counts.setdefault(row["QA"][0]["a"], Counter())[split] += 1

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from sentencepiece import SentencePieceTrainer
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
+from vidtune.models.piece_training import train_pieces
 from vidtune.models.video_chatgpt.tokenizer import ADDED_TOKENS, VIDEO_TOKENS
 
 WIDTH = 64
@@ -41,7 +40,7 @@ def write_tiny_checkpoint(folder: Path, seed: int = 0) -> None:
         seed: of all weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(_train_tokenizer())
+    (folder / "tokenizer.model").write_bytes(train_pieces(_TEXT, _NUM_PIECES))
     names = [token for token in ADDED_TOKENS if token not in VIDEO_TOKENS]
     (folder / "added_tokens.json").write_text(json.dumps({name: _NUM_PIECES + i for i, name in enumerate(names)}))
     with torch.random.fork_rng(devices=[]):
@@ -95,22 +94,3 @@ def _write_clip(folder: Path) -> None:
     state = {f"vision_model.{name}": tensor for name, tensor in model.state_dict().items()}
     (folder / "config.json").write_text(json.dumps({"vision_config": config.to_dict()}, indent=1) + "\n")
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _train_tokenizer() -> bytes:
-    """A SentencePiece BPE model with byte fallback, so that it encodes any text."""
-    model = io.BytesIO()
-    SentencePieceTrainer.train(
-        sentence_iterator=iter(_TEXT),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=_NUM_PIECES,
-        byte_fallback=True,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return model.getvalue()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 
 import torch
-from sentencepiece import SentencePieceTrainer
 from torch import nn
 from transformers import LlamaConfig
 
+from vidtune.models.piece_training import train_pieces
 from vidtune.models.video_llama.network import VideoLlama
 from vidtune.models.video_llama.processor import load_tokenizer
 from vidtune.models.video_llama.sizes import Sizes
@@ -75,7 +74,7 @@ def write_tiny_checkpoint(folder: Path, seed: int = 0) -> None:
         _randomize(network)
         export_weights(network, folder)
         _add_last_block(folder / VIT)
-    (folder / LLM / "tokenizer.model").write_bytes(_train_tokenizer())
+    (folder / LLM / "tokenizer.model").write_bytes(train_pieces(_TEXT, _NUM_PIECES, split_digits=True))
     load_tokenizer(str(folder / LLM)).save_pretrained(str(folder / LLM))
 
 
@@ -102,23 +101,3 @@ def _add_last_block(file: Path) -> None:
         if name.startswith("blocks.0.")
     }
     torch.save(state | last, file)
-
-
-def _train_tokenizer() -> bytes:
-    """A SentencePiece BPE model with byte fallback, as LLaMA's; newline is no piece of its own."""
-    model = io.BytesIO()
-    SentencePieceTrainer.train(
-        sentence_iterator=iter(_TEXT),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=_NUM_PIECES,
-        byte_fallback=True,
-        character_coverage=1.0,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return model.getvalue()
