@@ -121,6 +121,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "data.media_placement": "original",
         "model.max_length": 2048,
         "hardware.activation_checkpointing": True,
+        "hardware.tf32": True,
         "tuning.vision.mode": "frozen",
         "tuning.connector.mode": "full",
         "tuning.language.mode": "frozen",
