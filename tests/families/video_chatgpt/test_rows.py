@@ -100,7 +100,7 @@ def test_packed_row_gives_loss_and_gradients_of_separate_samples(processor, netw
     assert_same(gradients(network, [packed]), gradients(network, separate))
 
 
-def test_rows_that_the_original_masks_are_left_out_of_the_training_and_counted(processor, caplog):
+def test_rows_that_the_original_masks_are_left_out_of_the_training_and_counted(processor):
     texts = [("Hello?", "Hello."), ("Empty?", ""), ("Trap ASSISTANT: in it?", "Yes."), ("Bye?", "Bye.")]
     samples = [
         Sample(question, (Message("user", (question,)), Message("assistant", (answer,)))) for question, answer in texts
@@ -119,7 +119,6 @@ def test_rows_that_the_original_masks_are_left_out_of_the_training_and_counted(p
     data.setup()
     assert [sample.sample_id for sample in data.train_samples] == ["Hello?", "Bye?"]
     assert data.without_target == 2
-    assert "2 of 4 samples have no supervised token and are left out" in caplog.text
 
 
 def test_questions_that_share_a_video_give_loss_and_gradients_of_separate_samples(processor, network):
