@@ -155,6 +155,7 @@ class HardwareConfig:
     memory_gb: float | None = None
     activation_checkpointing: bool = False
     tf32: bool = False
+    selective_recompute: float = 1.0
     num_threads: int | None = None
     attention: str = "auto"
     peak_tflops: float | None = None

@@ -24,6 +24,7 @@ from vidtune.data.sizes import processor_digest
 from vidtune.models.absent import hollow, remove
 from vidtune.models.attention import resolve_attention
 from vidtune.models.base import VideoLLM
+from vidtune.models.recompute import recompute_activations
 from vidtune.models.shards import Cut, defer, unwritten, weights_on_meta
 from vidtune.training.strategies import num_processes
 from vidtune.tuning.draw import draw_adapters
@@ -152,7 +153,7 @@ def build_tuned_network(
     draw_adapters(network, cfg.seed)
     remove(network, absent)
     if cfg.hardware.activation_checkpointing:
-        network.language.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(network.language, cfg.hardware.selective_recompute)
     return network, policies
 
 

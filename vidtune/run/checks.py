@@ -47,6 +47,8 @@ def _faults(cfg: DictConfig) -> list[Any]:
     faults += _choice(cfg.hardware.precision, _PRECISIONS, "hardware.precision")
     faults += _loss_scaling(cfg)
     faults += _choice(cfg.hardware.attention, ("auto", *ATTENTION), "hardware.attention")
+    if not 0 <= cfg.hardware.selective_recompute <= 1:
+        faults.append(f"hardware.selective_recompute={cfg.hardware.selective_recompute}; expected a share from 0 to 1")
     faults += _choice(cfg.model.dtype, _DTYPES, "model.dtype")
     if not missing:
         faults += _choice(cfg.data.sampling, tuple(SAMPLING), "data.sampling")

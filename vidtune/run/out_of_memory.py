@@ -60,6 +60,8 @@ def suggestions(cfg: DictConfig, batch: Batch | None) -> list[str]:
         found.append(f"micro_batch_size={samples // 2}: fewer samples a row and more rows a step, the same gradients")
     if not cfg.hardware.activation_checkpointing:
         found.append("hardware.activation_checkpointing=true: the same gradients, about a third more compute")
+    elif cfg.hardware.selective_recompute < 1:
+        found.append("hardware.selective_recompute=1: all layers compute their activations again, the same gradients")
     if not cfg.strategy.name.startswith(("zero3", "fsdp")):
         found.append("strategy=zero3_offload: weights and optimizer states are shared out and kept in host memory")
     if cfg.tuning.language.mode == "full":
