@@ -85,7 +85,10 @@ def _in_mixture(sample: Sample, name: str, registered: RegisteredSet) -> Sample:
         messages = tuple(
             Message(message.role, tuple(_sampled(part, registered) for part in message.content)) for message in messages
         )
-    return replace(sample, sample_id=f"{name}/{sample.sample_id}", source=name, messages=messages)
+    # Tables are by question type: each set has rows of its own there.
+    question_type = f"{name}/{sample.question_type}" if sample.question_type else name
+    ids = {"sample_id": f"{name}/{sample.sample_id}", "source": name, "question_type": question_type}
+    return replace(sample, **ids, messages=messages)
 
 
 def _sampled(part: str | MediaRef, registered: RegisteredSet) -> str | MediaRef:

@@ -6,6 +6,7 @@ the questions.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -22,6 +23,8 @@ from vidtune.models.base import VideoLLM
 Answer = tuple[Sample, str, str]
 """Sample, text of the answer, and why its media could not be read (empty where they could)."""
 
+Meter = Callable[[Sequence[Sample], Sequence[int], float], None]
+
 
 def generate_answers(
     network: VideoLLM,
@@ -33,6 +36,7 @@ def generate_answers(
     max_new_tokens: int,
     num_workers: int,
     device: torch.device | str,
+    meter: Meter | None = None,
 ) -> Iterator[Answer]:
     """Greedy answers under the ``infer`` preset. Questions in a batch that begin with the same video share its keys
     and values.
@@ -41,6 +45,7 @@ def generate_answers(
         batch_size: prompts at once.
         max_new_tokens: longest answer; generation also ends at the processor's stop ids and strings.
         num_workers: processes that decode ahead.
+        meter: is told the samples of each batch, how many tokens each answer has, and the seconds of the batch.
     """
     groups = group_by_video(samples, batch_size)
     options: dict = {"max_new_tokens": max_new_tokens, "do_sample": False}
@@ -51,10 +56,14 @@ def generate_answers(
     dataset = Prompts(samples, groups, Encoder(processor, source, "infer"), source)
     for number, batch, bad in _loader(dataset, num_workers):
         batch = batch.to(device)
+        start = time.perf_counter()
         # By the network's own method: where it is sharded, that is what gathers the weights outside of layers.
         ids = network.generate(batch.prompts, prefixes=batch.prefixes, prefix_of=batch.prefix_of, **options)
-        for index, row, reason in zip(groups[number], ids.tolist(), bad, strict=True):
-            yield samples[index], processor.decode(_until_stop(row, processor.stop_ids)), reason
+        rows = [_until_stop(row, processor.stop_ids) for row in ids.tolist()]
+        if meter is not None:
+            meter([samples[index] for index in groups[number]], list(map(len, rows)), time.perf_counter() - start)
+        for index, row, reason in zip(groups[number], rows, bad, strict=True):
+            yield samples[index], processor.decode(row), reason
 
 
 def most_likely_options(

@@ -12,6 +12,7 @@ from typing import Any
 
 from vidtune.contracts import Message, Sample, UserError
 from vidtune.evaluation.classification import Classes, classes
+from vidtune.evaluation.exercise_feedback import ExerciseFeedback
 from vidtune.evaluation.metrics import LabelOf
 from vidtune.evaluation.open_answers import JudgedAnswer, OpenAnswer
 from vidtune.evaluation.perplexity import Perplexity
@@ -133,6 +134,7 @@ TASKS: dict[str, type[TaskBase]] = {
     "closed_set": ClosedSet,
     "open_answer": OpenAnswer,
     "judged_answer": JudgedAnswer,
+    "exercise_feedback": ExerciseFeedback,
     "perplexity": Perplexity,
 }
 

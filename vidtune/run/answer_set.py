@@ -16,13 +16,16 @@ from rich.progress import track
 
 from vidtune.contracts import Sample, UserError
 from vidtune.data.media_source import MediaSource
-from vidtune.evaluation.answering import Answer
+from vidtune.evaluation.answering import Answer, Meter
 from vidtune.evaluation.controls import CONTROLS, Control
 from vidtune.evaluation.parts import join_parts, part_path, rewrite
 from vidtune.evaluation.records import Prediction, PredictionWriter, done_ids, read_predictions
+from vidtune.evaluation.result_file import save_results
 from vidtune.evaluation.run_table import RunPredictions
 from vidtune.evaluation.task_base import Task
 from vidtune.evaluation.tasks import build_task
+from vidtune.evaluation.timing import FILE as TIMING
+from vidtune.evaluation.timing import TimingLog, read_timings
 from vidtune.run.answerer import Answerer, load_answerer
 from vidtune.run.build import build_processor, build_source, prepare
 from vidtune.run.features import open_features
@@ -71,6 +74,8 @@ class AnswerSet:
         self._answer(load, source, processes, AS_IT_IS, self.folder)
         if processes.first:
             self._list_bad_media(source)
+            predictions = read_predictions(self.folder / "predictions.jsonl")
+            save_results(self.folder, self.samples, predictions, read_timings(self.folder))
         if self.row.cfg.eval.controls:
             for name, control in CONTROLS.items():
                 self._answer(load, source, processes, control, self.folder / "controls" / name)
@@ -119,7 +124,9 @@ class AnswerSet:
         elif mine:
             with PredictionWriter(part_path(path, processes.rank), made_by, len(self.samples), self.made_by) as writer:
                 answerer = load()
-                answers = self._ask(answerer, mine, control.source(source))
+                # Controls are no use to anyone who asks how fast the model is.
+                meter = TimingLog(part_path(folder / TIMING, processes.rank)) if control is AS_IT_IS else None
+                answers = self._ask(answerer, mine, control.source(source), meter)
                 label = f"{self.row.name}: {control.name}"
                 console = Console(stderr=True, quiet=not processes.first)
                 for sample, text, bad in track(answers, label, total=len(mine), console=console):
@@ -130,14 +137,16 @@ class AnswerSet:
             self._score(path)
         processes.wait()
 
-    def _ask(self, answerer: Answerer, samples: list[Sample], source: MediaSource) -> Iterator[Answer]:
+    def _ask(
+        self, answerer: Answerer, samples: list[Sample], source: MediaSource, meter: Meter | None = None
+    ) -> Iterator[Answer]:
         match self.row.cfg.eval.scoring:
             case "likelihood":
                 return answerer.most_likely(samples, self.task.candidates, source)
             case "perplexity":
                 return answerer.reference_likelihoods(samples, source)
             case _:
-                return answerer.generate(samples, source)
+                return answerer.generate(samples, source, meter)
 
     def _score(self, path: Path) -> None:
         """Scores are those of the present task, whichever wrote the lines; the order is that of the data set."""

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from vidtune.checkpoint.trained import load_trained
 from vidtune.contracts import Processor, Sample, UserError
 from vidtune.data.media_source import MediaSource
-from vidtune.evaluation.answering import Answer, generate_answers, most_likely_options, reference_likelihoods
+from vidtune.evaluation.answering import Answer, Meter, generate_answers, most_likely_options, reference_likelihoods
 from vidtune.models.base import VideoLLM
 from vidtune.run.build import build_adapted_network, build_network, build_source, build_tuned_network
 from vidtune.run.features import RunFeatures
@@ -35,11 +35,14 @@ class Answerer:
     source: MediaSource
     device: torch.device
 
-    def generate(self, samples: Sequence[Sample], source: MediaSource | None = None) -> Iterator[Answer]:
+    def generate(
+        self, samples: Sequence[Sample], source: MediaSource | None = None, meter: Meter | None = None
+    ) -> Iterator[Answer]:
         """Greedy answers.
 
         Args:
             source: reads the media in place of the model's own reader.
+            meter: as for ``generate_answers``.
         """
         with self._autocast():
             yield from generate_answers(
@@ -48,6 +51,7 @@ class Answerer:
                 source or self.source,
                 samples,
                 max_new_tokens=self.cfg.eval.max_new_tokens,
+                meter=meter,
                 **self._loading,
             )
 

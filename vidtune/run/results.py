@@ -16,6 +16,7 @@ from vidtune.evaluation.metrics import accuracies
 from vidtune.evaluation.plots import plot_accuracy
 from vidtune.evaluation.run_table import RunPredictions, compare_runs
 from vidtune.evaluation.tables import Table
+from vidtune.evaluation.timing import read_timings, speed_table
 from vidtune.evaluation.video_gain import control_table
 from vidtune.run.answer_set import AnswerSet
 from vidtune.run.class_results import save_classes
@@ -92,6 +93,9 @@ def _joint_tables(sets: Sequence[AnswerSet], results: Sequence[RunPredictions]) 
         table.notes += published_notes(sets[0].row.cfg, sets[0].split)
     if any(result.controls for result in results):
         tables["controls"] = control_table({r.name: (r.predictions, r.controls) for r in results if r.controls})
+    timings = {answers.row.name: read_timings(answers.folder) for answers in sets}
+    if any(timings.values()):
+        tables["speed"] = speed_table(timings)
     return tables
 
 
