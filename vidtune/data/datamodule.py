@@ -240,6 +240,12 @@ class VideoDataModule(L.LightningDataModule):
                 f"{self.max_bad_fraction:g} allows. First: {name} ({reason}). `vidtune check` lists all; repair or "
                 f"remove them, name its report in media.known_bad, or raise media.max_bad_fraction."
             )
+        if bad and all(any(ref.stretch in bad for ref in sample.media) for sample in self.train_samples):
+            name, reason = next(iter(sorted(bad.items())))
+            raise UserError(
+                f"no training sample has media that can be opened: nothing is left to train on. First: {name} "
+                f"({reason}). Check the media folder of the data set."
+            )
 
     def _plan_validation(self) -> Planner | None:
         samples = self.reader(self.val_split) if self.val_split else []

@@ -36,6 +36,7 @@ from vidtune.data.prepare.qevd_rows import (
     official_split,
     original_of,
     row_of,
+    video_of,
 )
 from vidtune.media import DEADLINE_S, MediaError, probe
 
@@ -67,11 +68,11 @@ def prepare(root: Path, options: Mapping[str, str], console: Console) -> Report:
     report = Report()
     if feedbacks:
         records = _with_feedbacks(root, records, report)
-    known = [record for record in records if PurePosixPath(record["video_path"]).name in paths]
+    known = [record for record in records if video_of(record, paths) is not None]
     if not known:
         raise UserError(f"none of the {len(records)} labelled videos lies below {videos}. Name their folder: --videos.")
     report.counts["videos without a file"] = len(records) - len(known)
-    measure = _Durations(videos, sorted(paths[PurePosixPath(r["video_path"]).name] for r in known), console)
+    measure = _Durations(videos, sorted(str(video_of(record, paths)) for record in known), console)
     if split == "guide":
         by_split = _guide(known, paths, measure, report)
     else:
@@ -91,7 +92,12 @@ def _guide(
     records: Sequence[Mapping[str, Any]], paths: Mapping[str, str], measure: Measure, report: Report
 ) -> dict[str, list[dict[str, Any]]]:
     rows, unmeasured = guide_rows(records, paths, measure)
-    exercises = {paths[PurePosixPath(record["video_path"]).name]: exercise_of(record) for record in records}
+    # Labels of the guide's own form name no exercise; its folders do.
+    exercises = {
+        video: exercise_of(record) or PurePosixPath(video).parent.name
+        for record in records
+        if (video := video_of(record, paths)) is not None
+    }
     report.counts["unmeasured"] = len(unmeasured)
     if unmeasured:
         report.notes.append(
@@ -122,7 +128,7 @@ def _official(
     splits: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
     dropped = []
     for record in records:
-        video = paths[PurePosixPath(record["video_path"]).name]
+        video = str(video_of(record, paths))
         duration = measure(video)
         if duration is None:
             dropped.append(video)
@@ -142,7 +148,7 @@ def _columns(video: str, exercise: str) -> dict[str, str]:
 
 
 def _read(root: Path, videos: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Records, and base name -> path below ``videos``."""
+    """Records, and name -> path below ``videos``."""
     truth, manifest = root / "ground_truth.json", root / "manifest.json"
     if truth.is_file() and manifest.is_file():
         return _records(truth), manifest_paths(json.loads(manifest.read_text(encoding="utf-8")))

@@ -51,8 +51,26 @@ def row_of(video: str, answer: str, duration_s: float) -> dict[str, Any]:
 
 
 def manifest_paths(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Base name -> path below the video folder, of a ``manifest.json``: its keys may begin with ``dataset/``."""
-    return {PurePosixPath(path).name: path.removeprefix("./").removeprefix("dataset/") for path in manifest}
+    """Name -> path below the video folder, of a ``manifest.json``, whose keys may begin with ``dataset/``.
+
+    A name is the path itself or its base name; of several videos with one base name, that one leads to the last.
+    """
+    paths = [_below(path) for path in manifest]
+    return {PurePosixPath(path).name: path for path in paths} | {path: path for path in paths}
+
+
+def video_of(record: Mapping[str, Any], paths: Mapping[str, str]) -> str | None:
+    """Path of a record's video below the video folder; None where it is not among ``paths``.
+
+    The guide's script goes by base names alone, with which its own sample (``video_001.mp4`` in two folders) gets the
+    wrong video.
+    """
+    path = _below(record["video_path"])
+    return paths.get(path) or paths.get(PurePosixPath(path).name)
+
+
+def _below(path: str) -> str:
+    return path.removeprefix("./").removeprefix("dataset/")
 
 
 def guide_rows(
@@ -61,14 +79,14 @@ def guide_rows(
     """Rows in the order of the records, those of unknown videos left out.
 
     Args:
-        paths: base name -> path below the video folder.
+        paths: name -> path below the video folder; see ``manifest_paths``.
 
     Returns:
         The rows, and the videos that have the fallback's duration.
     """
     rows, unmeasured = [], []
     for record in records:
-        video = paths.get(PurePosixPath(record["video_path"]).name)
+        video = video_of(record, paths)
         if video is None:
             continue
         duration = measure(video)
