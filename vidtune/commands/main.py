@@ -26,6 +26,7 @@ VERBS = {
     "doctor": Verb("vidtune.commands.doctor", "what this machine has, what is broken, and what could be trained here"),
     "prepare": Verb("vidtune.commands.prepare", "turn a public release into annotations"),
     "check": Verb("vidtune.commands.check", "find what would harm a run in a data set, before the run"),
+    "start": Verb("vidtune.commands.start", "doctor, check and train in one command"),
     "preview": Verb("vidtune.commands.preview", "show what the model will see of one row"),
     "precompute": Verb(
         "vidtune.commands.precompute", "encode the videos of a data set once, for all runs with a frozen tower"
