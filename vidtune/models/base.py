@@ -64,6 +64,11 @@ class VideoLLM(nn.Module):
         )
         return output.last_hidden_state, {}
 
+    def unrun_parts(self) -> nn.Module:
+        """Parts of the checkpoint that no output depends on and that are not built, on the meta device, under the paths
+        that they would have here; for counting. Most families have none."""
+        return nn.Module()
+
     # ------------------------------------------------------------------ shared path
 
     def set_attention(self, implementation: str = PACKED_SDPA) -> None:

@@ -42,6 +42,7 @@ from vidtune.training.callbacks import BadMediaLedger, Interrupt, Meters, StepCh
 from vidtune.training.module import VideoTuner
 from vidtune.training.strategies import build_strategy, precision_plugins
 from vidtune.tuning.groups import tuning_table
+from vidtune.tuning.unrun import unrun_notes
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,8 @@ def _build_and_report(cfg: DictConfig, features: RunFeatures | None, cut: Cut | 
         features.attach(network, absent)
     if rank_zero_only.rank == 0:
         Console().print(tuning_table(network, policies, cfg.optim.lr))
+        for note in unrun_notes(network, cfg.tuning, cfg.model.lora_targets):
+            log.info("%s", note)
     return network, policies
 
 

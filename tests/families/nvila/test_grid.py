@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tests.families.nvila.cases import cases_with, ours
 from tests.families.nvila.test_weights import full_size
 from vidtune.config.schema import PartPolicy, TuningConfig
 from vidtune.models.nvila.network import NVILA
 from vidtune.tuning.policy import apply_tuning
+from vidtune.tuning.unrun import unrun_notes, unrun_weights
 
 LORA_TARGETS = OmegaConf.load(Path(__file__).parents[3] / "conf/model/nvila.yaml").lora_targets
 _MODES = {"FT": "full", "F": "frozen", "LoRA": "lora", "LN": "layernorm"}
@@ -22,14 +23,18 @@ UNRUN_TOWER_NORMS = 3 * 2 * 1152
 """Weights of the three LayerNorms of Lite-8B's tower that influence nothing: two of the last layer, one after it."""
 
 
-def trainable(network: NVILA, vision: str, language: str) -> dict[str, torch.Size]:
-    """Names and shapes of what trains in a row of the grid, adapters of rank 16."""
+def row_tuning(vision: str, language: str) -> DictConfig:
+    """A row of the grid, adapters of rank 16."""
     policy = {
         role: PartPolicy(mode=_MODES[mode], rank=16, alpha=32.0, dropout=0.05)
         for role, mode in (("vision", vision), ("language", language))
     }
-    tuning = OmegaConf.structured(TuningConfig(name="grid", connector=PartPolicy(mode="full"), **policy))
-    apply_tuning(network, tuning, LORA_TARGETS)
+    return OmegaConf.structured(TuningConfig(name="grid", connector=PartPolicy(mode="full"), **policy))
+
+
+def trainable(network: NVILA, vision: str, language: str) -> dict[str, torch.Size]:
+    """Names and shapes of what trains in a row of the grid."""
+    apply_tuning(network, row_tuning(vision, language), LORA_TARGETS)
     return {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
 
 
@@ -72,6 +77,11 @@ def test_full_size_rows_train_the_published_numbers_of_weights(row):
     # 26 of 27 layers: rank-16 adapters on six projections, or two norms of weight and bias.
     lora_layer = 16 * (4 * 2 * 1152 + 2 * (1152 + 4304))
     unrun = {"F": 0, "LN": UNRUN_TOWER_NORMS, "LoRA": lora_layer, "FT": 413_327_088 - _tower(network)}[row[0]]
+    tuning = row_tuning(*row)
+    assert unrun_weights(network, tuning, LORA_TARGETS) == ({"vision": unrun} if unrun else {})
+    if row[0] == "LN":
+        (note,) = unrun_notes(network, tuning, LORA_TARGETS)
+        assert "119,808 weights train; the original counts 126,720" in note
     assert (sum(shape.numel() for shape in found.values()) + unrun) / 1e6 == pytest.approx(_PUBLISHED[row], abs=0.05)
     if row[0] == "LN":
         assert (counts["vision"] + unrun, counts["vision"]) == (126_720, 119_808)

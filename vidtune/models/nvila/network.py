@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,17 @@ class NVILA(VideoLLM):
                 for item, tiles in zip(items, tokens, strict=True)
             ]
         )
+
+    def unrun_parts(self) -> nn.Module:
+        """The tower's layers above its feature, and ``post_layernorm``."""
+        with torch.device("meta"), no_init_weights():
+            tower: Any = SiglipVisionModel._from_config(deepcopy(self.config.vision))
+        layers = tower.encoder.layers
+        unrun = nn.ModuleDict({str(k): layers[k] for k in range(self.config.num_run_layers, len(layers))})
+        parts, vision, encoder = nn.Module(), nn.Module(), nn.Module()
+        parts.vision, vision.encoder, encoder.layers = vision, encoder, unrun
+        vision.post_layernorm = tower.post_layernorm
+        return parts
 
     def _projector_input(self, item: MediaItem) -> Tensor:
         """(tiles, P, C or scales*C): what one item gives to the projector."""
