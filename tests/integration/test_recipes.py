@@ -55,6 +55,8 @@ QEVD = ADAMW | {
     "trainer.epochs": 3,
     "trainer.grad_clip": 1.0,
     "trainer.log_every": 10,
+    "trainer.checkpoint_every_epochs": 0.25,
+    "hardware.selective_recompute": 1.0,
     "data.num_frames": 8,
     "data.sampling": "middle",
     "model.max_length": 8192,
@@ -103,6 +105,21 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "tuning.connector.mode": "full",
         "tuning.language.mode": "full",
         "batch.reduction": "token",
+    },
+    "nvila_mixture_qlora": ADAMW
+    | {
+        "global_batch_size": 64,
+        "micro_batch_size": 1,
+        "optim.lr": 3e-5,
+        "optim.weight_decay": 0.0,
+        "trainer.epochs": 1,
+        "data.mixing": "nvila",
+        "tuning.vision.mode": "layernorm",
+        "tuning.connector.mode": "full",
+        "tuning.language.mode": "qlora",
+        "tuning.language.rank": 16,
+        "tuning.language.alpha": 32,
+        "tuning.language.dropout": 0.05,
     },
     "video_chatgpt_100k_connector": ADAMW
     | {
