@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from tests.helpers import config, small_run
 from vidtune.checkpoint.locate import find_checkpoint
 from vidtune.checkpoint.probe import compare_logits
+from vidtune.commands.main import main as vidtune
 from vidtune.contracts import UserError
 from vidtune.run import train
 from vidtune.run.export import export
@@ -58,6 +60,49 @@ def test_logits_that_differ_by_more_than_rounding_are_an_error():
         compare_logits(logits, logits + 0.1, torch.float32, "other")
     with pytest.raises(UserError, match="logits differ"):
         compare_logits(logits, torch.full_like(logits, torch.nan), torch.float32, "broken")
+
+
+class FakeHub:
+    """Takes the place of the hub's client, and keeps what it is asked."""
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.fault, self.asked = fault, []
+
+    def create_repo(self, name, **options):
+        self.asked.append(("create_repo", name, options))
+        return f"hub/{name}"
+
+    def upload_folder(self, **options):
+        self.asked.append(
+            ("upload_folder", options["repo_id"], sorted(p.name for p in Path(options["folder_path"]).iterdir()))
+        )
+        if self.fault:
+            raise self.fault
+
+
+def test_push_uploads_the_export_with_a_card_of_the_run(run, tmp_path, monkeypatch, capsys):
+    hub = FakeHub()
+    monkeypatch.setattr("vidtune.run.publish.HfApi", lambda: hub)
+    results = run / "evaluation/shapes_test/metrics.json"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text(json.dumps({"accuracy": 0.75, "unparsed": 0}))
+    words = ["export", "--run", str(run), "--to", "adapter", "--checkpoint", "last", "--output", str(tmp_path / "out")]
+    assert vidtune([*words, "--push", "user/shapes-lora", "hardware=cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "hub/user/shapes-lora"
+    create, upload = hub.asked
+    assert create == ("create_repo", "user/shapes-lora", {"private": True, "exist_ok": True})
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(upload[2])
+    card = (tmp_path / "out/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\n")
+    for fact in ("on `shapes` (split `train`)", "global batch 8", "rank: 16", "| shapes_test: accuracy | 0.75 |"):
+        assert fact in card, fact
+
+
+def test_a_refused_upload_keeps_the_export(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("vidtune.run.publish.HfApi", lambda: FakeHub(PermissionError("no token")))
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(UserError, match=r"--push user/name: the upload failed \(no token\)"):
+        publish(tmp_path, "user/name", str(run), "adapter")
 
 
 def test_the_model_card_tells_recipe_and_metrics(run):

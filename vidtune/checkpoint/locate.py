@@ -30,7 +30,8 @@ def find_checkpoint(run_dir: Path, name: str) -> Path:
     if name == "best" and best:
         return best[max(best)]
     if name in ("best", "last"):
-        return found[max(found, key=lambda key: key[1])]
+        # Of two of one step the regular one: the best one is saved within a validation, where counters lag behind.
+        return found[max(found, key=lambda key: (key[1], key[0] == "step"))]
     if match := _STEP.fullmatch(f"{name}.ckpt"):
         key = (match[1], int(match[2]))
         if key in found:

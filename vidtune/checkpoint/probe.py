@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidtune.contracts import Batch, MediaItem, Processor, UserError
 from vidtune.models.base import VideoLLM
@@ -38,8 +36,10 @@ def probe_logits(network: VideoLLM, processor: Processor) -> Tensor:
         sample_ids=("probe",),
     )
     network.eval()
-    device = next(network.parameters()).device
-    logits = network(batch.to(device), return_logits=True).logits
+    device, dtype = next(network.parameters()).device, network_dtype(network)
+    # As in a run: what trained is float32 beside a frozen base of lower precision.
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        logits = network(batch.to(device), return_logits=True).logits
     return logits[0].float().cpu()
 
 
@@ -65,6 +65,7 @@ def compare_logits(trained: Tensor, exported: Tensor, dtype: torch.dtype, what: 
     return difference
 
 
-def saved_dtype(cfg: Any) -> torch.dtype:
-    """Type of the weights that a configuration's network holds."""
-    return getattr(torch, cfg.model.dtype)
+def network_dtype(network: nn.Module) -> torch.dtype:
+    """The coarsest type in which a network computes; four-bit layers compute in bf16."""
+    types = {p.dtype for p in network.parameters()} - {torch.float32}
+    return torch.bfloat16 if types - {torch.float16} else next(iter(types), torch.float32)

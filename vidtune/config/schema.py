@@ -27,6 +27,8 @@ class ModelConfig:
     network: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
     export: dict[str, Any] = field(default_factory=dict)
+    exported: dict[str, Any] = field(default_factory=dict)
+    opens_with: str = "vidtune"
     prepare: dict[str, Any] | None = None
     suited_tuning: dict[str, str] = field(
         default_factory=lambda: {"vision": "frozen", "connector": "full", "language": "lora"}

@@ -13,17 +13,21 @@ from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from vidtune.checkpoint.attach import attach_adapter
 from vidtune.checkpoint.locate import find_checkpoint
 from vidtune.checkpoint.merge import merge_adapters
 from vidtune.checkpoint.peft_folder import write_peft_folder
-from vidtune.checkpoint.probe import compare_logits, probe_logits, saved_dtype
+from vidtune.checkpoint.probe import compare_logits, network_dtype, probe_logits
+from vidtune.checkpoint.side_files import copy_side_files
 from vidtune.checkpoint.trained import load_trained
 from vidtune.contracts import Processor, UserError
 from vidtune.models.base import VideoLLM
-from vidtune.run.build import build_adapted_network, build_network, build_processor, build_tuned_network, prepare
+from vidtune.models.loading import resolve_folder
+from vidtune.run.build import build_network, build_processor, build_tuned_network, prepare
 from vidtune.run.compose import compose_config
 from vidtune.run.logs import start_logging
 from vidtune.run.recipe import with_recipe
+from vidtune.tuning.adapters import four_bit_linears, quantise
 from vidtune.tuning.policy import trainable_state
 
 log = logging.getLogger(__name__)
@@ -37,7 +41,7 @@ def export(run: str, to: str, output: str | None, checkpoint: str = "best", over
     Args:
         run: run folder; trained under any strategy.
         to: ``adapter`` (PEFT folder), ``merged`` or ``original`` (the family's checkpoint folder, adapters merged,
-            with the tokenizer), ``fp32`` (what trained, float32, one file under our names).
+            with tokenizer and processor files), ``fp32`` (what trained, float32, one file under our names).
         output: folder; None for ``<run>/export/<to>``.
         checkpoint: of the run.
 
@@ -71,37 +75,58 @@ def _adapter(cfg: DictConfig, network: VideoLLM, processor: Processor, folder: P
     names = instantiate(cfg.model.adapter_names) if cfg.model.get("adapter_names") else None
     write_peft_folder(network, folder, str(cfg.model.path), names)
     processor.save_tokenizer(folder)
+    base, four_bit = build_network(cfg), four_bit_linears(network)
+    if four_bit:
+        quantise(base, four_bit)
     if names is None:
-        opened: Any = PeftModel.from_pretrained(build_network(cfg), str(folder))
-        again, what = opened.base_model.model, "the network"
+        opened: Any = PeftModel.from_pretrained(base, str(folder))
+        again, what = opened.base_model.model, f"the network of model={cfg.model.name}"
     else:
-        again, what = build_adapted_network(cfg, folder), "the class of transformers that opens the model"
+        attach_adapter(base, instantiate(cfg.model.read_adapter, folder), str(folder))
+        again, what = base, "the class of transformers that opens the model"
+    what += f", {len(four_bit)} layers of it stored in NF4" if four_bit else ""
     log.info("opens with peft.PeftModel.from_pretrained(<%s>, %r)", what, str(folder))
-    return compare_logits(expected, probe_logits(again, processor), saved_dtype(cfg), str(folder))
+    return compare_logits(expected, probe_logits(again, processor), network_dtype(network), str(folder))
 
 
 def _merged(cfg: DictConfig, network: VideoLLM, processor: Processor, folder: Path, expected: torch.Tensor) -> float:
-    merge_adapters(network, saved_dtype(cfg))
-    network.to(saved_dtype(cfg))
+    dtype = getattr(torch, cfg.model.dtype)
+    computed_in = torch.bfloat16 if four_bit_linears(network) else dtype
+    merge_adapters(network, dtype)
+    network.to(dtype)
     instantiate(cfg.model.export, network, folder)
     processor.save_tokenizer(folder)
+    copy_side_files(resolve_folder(str(cfg.model.path)), folder)
     del network
+    again, words = _of_export(cfg, folder)
+    opens_with = OmegaConf.select(cfg, "model.opens_with", default="vidtune")
+    log.info("opens with %s, and here with %s", opens_with, " ".join(words))
+    return compare_logits(expected, probe_logits(build_network(again), processor), computed_in, str(folder))
+
+
+def _of_export(cfg: DictConfig, folder: Path) -> tuple[DictConfig, list[str]]:
+    """The configuration that opens an exported folder, and what a user types for it."""
     again = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
     again.model.path = str(folder)
-    log.info("opens with model=%s model.path=%s", cfg.model.name, folder)
-    return compare_logits(expected, probe_logits(build_network(again), processor), saved_dtype(cfg), str(folder))
+    sections = OmegaConf.to_container(again.model.exported, resolve=False) if "exported" in again.model else {}
+    keys = [f"model.{section}.{key}" for section, values in sections.items() for key in values]
+    again.model = OmegaConf.merge(again.model, sections)
+    changed = [key for key in keys if OmegaConf.select(again, key) != OmegaConf.select(cfg, key)]
+    words = [f"{key}={OmegaConf.select(again, key)}" for key in ["model.path", *changed]]
+    return again, [f"model={cfg.model.name}", *(word.replace("=None", "=null") for word in words)]
 
 
 def _fp32(cfg: DictConfig, network: VideoLLM, processor: Processor, folder: Path, expected: torch.Tensor) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in trainable_state(network).items()}
     save_file(state, str(folder / "trained_fp32.safetensors"), metadata={"format": "pt"})
+    log.info("opens with safetensors.torch.load_file: names and shapes of this project's network, float32")
     fresh, _ = build_tuned_network(cfg)
     own = trainable_state(fresh)
     with torch.no_grad():
         for name, tensor in load_file(str(folder / "trained_fp32.safetensors")).items():
             own[name].copy_(tensor)
-    return compare_logits(expected, probe_logits(fresh, processor), torch.float32, str(folder))
+    return compare_logits(expected, probe_logits(fresh, processor), network_dtype(fresh), str(folder))
 
 
 _WRITERS = {"adapter": _adapter, "merged": _merged, "original": _merged, "fp32": _fp32}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from omegaconf import OmegaConf
 
 from vidtune.contracts import UserError
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def publish(folder: Path, name: str, run: str, form: str) -> str:
@@ -41,15 +44,30 @@ def publish(folder: Path, name: str, run: str, form: str) -> str:
 def model_card(run: Path, name: str, form: str) -> str:
     """Data, recipe and metrics of a run as markdown, with the front matter that the hub reads."""
     cfg = OmegaConf.load(run / "config.resolved.yaml")
-    summary = run / "summary.json"
-    metrics = json.loads(summary.read_text()) if summary.is_file() else {}
-    rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in metrics.items())
+    rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in _metrics(run).items())
     tuning = OmegaConf.to_yaml(cfg.tuning).rstrip()
+    # A folder of this machine means nothing elsewhere, and the hub refuses it.
+    path = str(cfg.model.path)
+    base = f"base_model: {path}\n" if _HUB_ID.fullmatch(path) and not Path(path).exists() else ""
     return (
-        f"---\nbase_model: {cfg.model.path}\nlibrary_name: {'peft' if form == 'adapter' else 'vidtune'}\n"
+        f"---\n{base}library_name: {'peft' if form == 'adapter' else 'vidtune'}\n"
         f"tags: [video, vidtune, {cfg.model.name}]\n---\n\n# {name.split('/')[1]}\n\n"
-        f"`{cfg.model.name}` tuned on `{cfg.data.name}` with `tuning={cfg.tuning.name}`; form: {form}.\n\n"
+        f"`{cfg.model.name}` tuned on `{cfg.data.name}` (split `{cfg.data.train_split}`) with "
+        f"`tuning={cfg.tuning.name}`; form: {form}.\n\n"
         f"## Recipe\n\nLearning rate {cfg.optim.lr:g}, {cfg.optim.name}, global batch {cfg.global_batch_size}, "
         f"{cfg.data.num_frames} frames per video, seed {cfg.seed}.\n\n```yaml\n{tuning}\n```\n\n"
         f"## Metrics\n\n| metric | value |\n| --- | --- |\n{rows}\n"
     )
+
+
+def _metrics(run: Path) -> dict[str, float]:
+    """Of training, and of every evaluation of the run under the name of its folder."""
+    files = {"": run / "summary.json"}
+    files |= {f"{file.parent.name}: ": file for file in sorted(run.glob("evaluation/*/metrics.json"))}
+    return {
+        prefix + name: value
+        for prefix, file in files.items()
+        if file.is_file()
+        for name, value in json.loads(file.read_text()).items()
+        if isinstance(value, int | float)
+    }

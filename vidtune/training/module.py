@@ -214,6 +214,8 @@ def _count_rows_anew(checkpoint: dict[str, Any], accumulation: int) -> None:
     too early, and the samples of its other rows would be lost.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    # A finished run that goes on with more trainer.max_steps: what was its last row is not this one's.
+    progress["is_last_batch"] = False
     rows = checkpoint["global_step"] * accumulation
     for counts in (progress["total"], progress["current"]):
         ready = counts["ready"]

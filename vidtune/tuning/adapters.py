@@ -128,6 +128,14 @@ def quantise(network: nn.Module, names: Collection[str], compute_dtype: torch.dt
     network.is_loaded_in_4bit = True  # type: ignore[assignment]
 
 
+def four_bit_linears(network: nn.Module) -> list[str]:
+    """Paths of the linear layers that are stored in four bits, as an untuned network names them."""
+    from bitsandbytes.nn import Linear4bit
+
+    found = [name for name, module in network.named_modules() if isinstance(module, Linear4bit)]
+    return [name.removesuffix(".base_layer") for name in found]
+
+
 def _without(pattern: str, frozen_layers: Collection[str]) -> str:
     """The pattern, restricted to names outside of these modules."""
     if not frozen_layers:
