@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from vidtune.checkpoint.locate import checkpoint_folder
@@ -117,23 +118,36 @@ def sweep(script: str, overrides: Sequence[str]) -> int:
     return int(not all(job.done for job in jobs))
 
 
-def summarise(jobs: Sequence[Job], metric: str = "val/accuracy") -> Table:
-    """One row per job, the best metric first, failed jobs last."""
+def summarise(jobs: Sequence[Job]) -> Table:
+    """One row per job, the best first by what the jobs monitor, failed jobs last."""
+    metric, mode = monitored(jobs)
+    names = list(dict.fromkeys((metric, "val/accuracy", "val/loss", "train/loss")))
     rows = []
     for job in jobs:
         summary = _summary(job)
-        rows.append({**job.varied, "status": "done" if job.done else "failed", **_scores(job, summary)})
+        scores = {name: summary[name] for name in names if name in summary}
+        rows.append({**job.varied, "status": "done" if job.done else "failed", **scores})
     frame = pd.DataFrame(rows)
     if metric in frame:
-        frame = frame.sort_values(metric, ascending=False, na_position="last")
-    kinds = {"val/accuracy": "percent", "val/loss": "number", "train/loss": "number"}
+        frame = frame.sort_values(metric, ascending=mode == "min", na_position="last")
+    kinds = {"val/accuracy": "percent"} | {name: "number" for name in names if name != "val/accuracy"}
     columns = [Column(str(name), kinds.get(str(name), "text")) for name in frame]  # type: ignore[arg-type]
     values = frame.astype(object).where(frame.notna(), None)
     return Table(columns, values.values.tolist(), title="Sweep")
 
 
-def save_heatmap(jobs: Sequence[Job], path: Path, metric: str = "val/accuracy") -> Path | None:
-    """The metric over two swept settings; None where not two were swept, or no job reports the metric."""
+def monitored(jobs: Sequence[Job]) -> tuple[str, str]:
+    """``trainer.monitor`` and ``trainer.monitor_mode`` of the jobs."""
+    for job in jobs:
+        if (file := job.folder / "config.resolved.yaml").is_file():
+            trainer = OmegaConf.load(file).trainer
+            return trainer.monitor, trainer.monitor_mode
+    return "val/accuracy", "max"
+
+
+def save_heatmap(jobs: Sequence[Job], path: Path) -> Path | None:
+    """The monitored metric over two swept settings; None where not two were swept, or no job reports the metric."""
+    metric, _ = monitored(jobs)
     varied = list(jobs[0].varied) if jobs else []
     rows = [{**job.varied, metric: _summary(job).get(metric)} for job in jobs]
     if len(varied) != 2 or all(row[metric] is None for row in rows):
@@ -145,10 +159,6 @@ def save_heatmap(jobs: Sequence[Job], path: Path, metric: str = "val/accuracy") 
 
 def _summary(job: Job) -> dict[str, float]:
     return json.loads((job.folder / "summary.json").read_text()) if job.done else {}
-
-
-def _scores(job: Job, summary: dict[str, float]) -> dict[str, float]:
-    return {name: summary[name] for name in ("val/accuracy", "val/loss", "train/loss") if name in summary}
 
 
 def _run(script: str, job: Job) -> int:
