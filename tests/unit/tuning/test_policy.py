@@ -13,7 +13,7 @@ from vidtune.contracts import UserError
 from vidtune.models.tiny.tiny import write_tiny_checkpoint
 from vidtune.models.tiny.weights import build_network, load_weights
 from vidtune.run.checks import check_config
-from vidtune.tuning.groups import parameter_groups
+from vidtune.tuning.groups import parameter_groups, tuning_table
 from vidtune.tuning.policy import apply_tuning
 
 LORA = {"rank": 4, "alpha": 8.0}
@@ -172,3 +172,21 @@ def test_groups_scale_rates_by_role_and_spare_norms_and_biases_from_decay(networ
     }
     assert all(parameter.ndim < 2 for parameter in groups["vision/no_decay"]["params"])
     assert isinstance(network.connector[0], nn.Linear)
+
+
+def test_the_table_states_numbers_share_rate_precision_and_optimizer_memory_per_role(network):
+    network.to(torch.bfloat16)
+    policies = tune(network, vision={"mode": "layernorm", "lr_ratio": 0.1}, language={"mode": "lora", **LORA})
+    table = tuning_table(network, policies, lr=2e-4)
+    rows = {cells[0]: cells[1:] for cells in zip(*(column.cells for column in table.columns))}
+    assert list(rows) == ["vision", "connector", "language"]
+    # One layer and a final norm of width 64: three norms with weight and bias, 8 bytes of AdamW each.
+    norms = sum(p.numel() for n, p in network.named_parameters() if n.startswith("vision") and p.requires_grad)
+    assert norms == 3 * 2 * network.vision.vit.config.hidden_size
+    mode, weights, trainable, share, rate, precision, megabytes = rows["vision"]
+    total = sum(p.numel() for p in network.vision.parameters())
+    assert (mode, weights, trainable, rate) == ("layernorm", f"{total:,}", f"{norms:,}", "2.00e-05")
+    assert share == f"{100 * norms / total:.2f} %" and precision == "bfloat16+float32"
+    assert megabytes == f"{norms * 8 / 1e6:.1f}"
+    assert rows["connector"][0] == "frozen" and rows["connector"][2] == "0" and rows["connector"][5] == "bfloat16"
+    assert rows["language"][0] == "lora" and rows["language"][4] == "2.00e-04"
