@@ -16,6 +16,8 @@ STAMP := $(VENV)/.installed
 
 # Single downloads reach 500 MB.
 export UV_HTTP_TIMEOUT ?= 600
+# Once, where the packages are installed: a process that compiles torch and lightning itself takes ten seconds to start.
+export UV_COMPILE_BYTECODE ?= 1
 
 .PHONY: venv demo test test-all check lock
 

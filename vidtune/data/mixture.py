@@ -87,8 +87,8 @@ def _in_mixture(sample: Sample, name: str, registered: RegisteredSet) -> Sample:
         )
     # Tables are by question type: each set has rows of its own there.
     question_type = f"{name}/{sample.question_type}" if sample.question_type else name
-    ids = {"sample_id": f"{name}/{sample.sample_id}", "source": name, "question_type": question_type}
-    return replace(sample, **ids, messages=messages)
+    sample_id = f"{name}/{sample.sample_id}"
+    return replace(sample, sample_id=sample_id, source=name, question_type=question_type, messages=messages)
 
 
 def _sampled(part: str | MediaRef, registered: RegisteredSet) -> str | MediaRef:
