@@ -95,6 +95,8 @@ class _Reader:
             self._pipe.close()
             _serve(theirs, self._shared)
         theirs.close()
+        with contextlib.suppress(EOFError, OSError):  # a child that is dead already shows at the first request
+            self._pipe.recv()  # it has let go of what this process holds open
 
     def items(self, request: tuple[Any, ...], seconds: float, path: str) -> Iterator[Any]:
         left, self.waits = seconds, False
@@ -189,8 +191,9 @@ def _serve(pipe: Connection, shared: mmap.mmap) -> NoReturn:
         for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        _close_all_but(pipe.fileno())
         parent = os.getppid()
+        _close_all_but(pipe.fileno())
+        pipe.send(_DONE)
         while True:
             function, args, seconds = _next_message(pipe, parent)
             try:

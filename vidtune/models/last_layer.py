@@ -24,8 +24,10 @@ FEWEST = 8
 
 
 def narrows(decoder: nn.Module) -> bool:
-    """Whether the parts of the decoder's last layer are known."""
-    return isinstance(decoder.layers[-1], NARROWED)  # type: ignore[index]
+    """Whether the parts of the decoder's last layer are known, and it keeps its activations: one that is to compute
+    them again runs as it is."""
+    layer: Any = decoder.layers[-1]  # type: ignore[index]
+    return isinstance(layer, NARROWED) and not layer.gradient_checkpointing
 
 
 def pays(num_kept: int, num_tokens: int) -> bool:

@@ -151,7 +151,8 @@ def test_unknown_tasks_and_options_name_the_known_ones():
         build_task("multiple")
     with pytest.raises(UserError, match=r"no option 'label'.*labels"):
         build_task("closed_set", label=["x"])
-    assert set(TASKS) == {"multiple_choice", "closed_set", "open_answer", "judged_answer", "perplexity"}
+    named = {"multiple_choice", "closed_set", "open_answer", "judged_answer", "exercise_feedback", "perplexity"}
+    assert set(TASKS) == named
 
 
 def test_bert_score_is_computed_from_a_local_model_or_says_what_it_lacks(tmp_path):
