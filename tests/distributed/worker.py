@@ -25,6 +25,7 @@ from vidtune.run.train import RUN_DIR_VARIABLE, Interrupted
 
 def main(jobs: Path) -> None:
     torch.set_num_threads(1)
+    group = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     for job in json.loads(jobs.read_text()):
         start = time.monotonic()
         if job[0] == "cut":
@@ -32,7 +33,8 @@ def main(jobs: Path) -> None:
         elif job[0] == "head_chunk":
             likelihood.CHUNK = int(job[1])
         elif job[0] == "evaluate":
-            os.environ["MASTER_PORT"] = job[1]
+            # Lightning takes the number of processes out of the environment when a training ends.
+            os.environ |= {**group, "MASTER_PORT": job[1]}
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
             evaluate(config("evaluate", job[2:]), job[2:])

@@ -48,7 +48,7 @@ def test_so_many_layers_run_again_as_the_share_says_and_the_gradients_are_the_sa
             again = ceil(share * number)
             assert names == recomputing_layers(language) and len(names) == again, share
             assert counts == {layer: 2 if layer < again else 1 for layer in range(number)}, share
-            assert_same(found, plain, relative=1e-6)
+            assert_same(found, plain, relative=1e-5)  # a last layer that recomputes is not narrowed
     finally:
         language.gradient_checkpointing_disable()
         family.network.eval()
