@@ -38,6 +38,8 @@ def main(jobs: Path) -> None:
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
             evaluate(config("evaluate", job[2:]), job[2:])
+            # The next training meets anew, and must not meet at what is left of this group.
+            os.environ["MASTER_PORT"] = str(int(job[1]) + 1)
         else:
             os.environ.pop(RUN_DIR_VARIABLE, None)
             try:
