@@ -42,7 +42,7 @@ class TimingLog:
         share = seconds / len(samples)
         with self.path.open("a", encoding="utf-8") as file:
             for sample, count in zip(samples, tokens, strict=True):
-                file.write(json.dumps({"sample_id": sample.sample_id, **asdict(Timing(count, share))}) + "\n")
+                file.write(_line(sample.sample_id, Timing(count, share)))
 
 
 def read_timings(folder: Path) -> dict[str, Timing]:
@@ -56,6 +56,22 @@ def read_timings(folder: Path) -> dict[str, Timing]:
                 continue
             timings[row["sample_id"]] = Timing(row["tokens"], row["seconds"])
     return timings
+
+
+def join_timings(folder: Path) -> None:
+    """Move what the other processes of an evaluation wrote into the file of the first."""
+    parts = list(folder.glob(f"{Path(FILE).stem}.part*.jsonl"))
+    if parts:
+        timings = read_timings(folder)
+        partial = folder / f"{FILE}.partial"
+        partial.write_text("".join(map(_line, timings, timings.values())), encoding="utf-8")
+        partial.replace(folder / FILE)
+        for part in parts:
+            part.unlink()
+
+
+def _line(sample_id: str, timing: Timing) -> str:
+    return json.dumps({"sample_id": sample_id, **asdict(timing)}) + "\n"
 
 
 def speed_table(timings: Mapping[str, Mapping[str, Timing]]) -> Table:

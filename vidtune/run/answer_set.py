@@ -17,6 +17,7 @@ from rich.progress import track
 from vidtune.contracts import Sample, UserError
 from vidtune.data.media_source import MediaSource
 from vidtune.evaluation.answering import Answer, Meter
+from vidtune.evaluation.by_video import share_by_video
 from vidtune.evaluation.controls import CONTROLS, Control
 from vidtune.evaluation.parts import join_parts, part_path, rewrite
 from vidtune.evaluation.records import Prediction, PredictionWriter, done_ids, read_predictions
@@ -25,7 +26,7 @@ from vidtune.evaluation.run_table import RunPredictions
 from vidtune.evaluation.task_base import Task
 from vidtune.evaluation.tasks import build_task
 from vidtune.evaluation.timing import FILE as TIMING
-from vidtune.evaluation.timing import TimingLog, read_timings
+from vidtune.evaluation.timing import TimingLog, join_timings, read_timings
 from vidtune.run.answerer import Answerer, load_answerer
 from vidtune.run.build import build_processor, build_source, prepare
 from vidtune.run.features import open_features
@@ -118,7 +119,7 @@ class AnswerSet:
                 f"model. Run evaluate.py without it first."
             )
         together = asks_together(cfg)
-        mine = todo if together else todo[processes.rank :: processes.world_size]
+        mine = todo if together else share_by_video(todo, processes.rank, processes.world_size)
         if mine and together and not processes.first:
             deque(self._ask(load(), mine, control.source(source)), maxlen=0)  # takes part; the first process writes
         elif mine:
@@ -134,6 +135,7 @@ class AnswerSet:
         processes.wait()
         if processes.first:
             join_parts(path, made_by, len(self.samples), self.made_by)
+            join_timings(folder)
             self._score(path)
         processes.wait()
 

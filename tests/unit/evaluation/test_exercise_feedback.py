@@ -14,7 +14,7 @@ from vidtune.evaluation.exercise_feedback import named_exercise
 from vidtune.evaluation.result_file import save_results
 from vidtune.evaluation.sentence_cosine import sentence_cosines
 from vidtune.evaluation.tasks import build_task
-from vidtune.evaluation.timing import TimingLog, read_timings, speed_table
+from vidtune.evaluation.timing import TimingLog, join_timings, read_timings, speed_table
 
 
 def sample(name: str, answer: str, exercise: str = "squats") -> Sample:
@@ -103,3 +103,5 @@ def test_the_result_file_has_the_guides_columns_and_the_speed_is_tokens_by_secon
     assert rows[2]["status"] == "bad_media" and "generation_time" not in rows[2]
     table = speed_table({"run": timings, "scored": {}})
     assert table.rows == [("run", 2, 8, 1.0, 4.0, 8.0)]
+    join_timings(tmp_path)
+    assert read_timings(tmp_path) == timings and [file.name for file in tmp_path.glob("timing*")] == ["timing.jsonl"]
