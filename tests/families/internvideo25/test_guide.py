@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.families.guide_tables import read_tables, together, words
+from tests.guide_tables import read_tables, together, words
 from tests.helpers import ROOT, config
 from vidtune.commands.main import main as vidtune
 from vidtune.contracts import UserError

@@ -9,8 +9,8 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from tests.families.guide_tables import code_commands, read_tables, together, words
 from tests.families.nvila.guide import write_samples
+from tests.guide_tables import code_commands, read_tables, together, words
 from tests.helpers import ROOT, config
 from vidtune.data.datamodule import BatchArithmetic
 from vidtune.run.checks import check_config

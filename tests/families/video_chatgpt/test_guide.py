@@ -7,16 +7,19 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.guide_tables import check_departures, differences, overrides, settings, spans, table
 from tests.helpers import config
 from vidtune.commands.main import main as vidtune
 from vidtune.data.datamodule import BatchArithmetic
 from vidtune.run.checks import check_config
+from vidtune.run.departures import describe_departures
+from vidtune.run.hardware import apply_hardware
 from vidtune.training.strategies import num_processes
 
-COMMANDS = [span for row in table("video_chatgpt.md", "From the guide to our commands") for span in spans(row[1])]
-ARGUMENTS = table("video_chatgpt.md", "The guide's arguments, one by one")
+COMMANDS = [span for row in table("video_chatgpt", "From the guide to our commands") for span in spans(row[1])]
+ARGUMENTS = table("video_chatgpt", "The guide's arguments, one by one")
 RECIPE = ["experiment=video_chatgpt_100k_connector"]
 TYPED = ["model.path=LLaVA-7B-Lightening-v1-1", "data.root=video_chatgpt"]
 
@@ -120,3 +123,20 @@ def test_settings_of_the_commands_table_are_keys() -> None:
     for span in COMMANDS:
         if "=" in span and " " not in span:
             check_config(config("train", [*RECIPE, *TYPED, "hardware=a100_80gb", span]))
+
+
+def test_tf32_is_set_for_the_process_as_the_recipe_says() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        for setting, precision in (("hardware.tf32=true", "high"), ("hardware.tf32=false", "highest")):
+            apply_hardware(config("train", [*RECIPE, *TYPED, "hardware=a100_80gb", setting]).hardware)
+            assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_rows_that_all_show_the_video_first_are_marked_as_a_departure() -> None:
+    words = [*RECIPE, *TYPED, "hardware=a100_80gb"]
+    marked = describe_departures(config("train", [*words, "data.media_placement=video_first"]))
+    assert "restored by data.media_placement=original" in marked
+    assert "media_placement" not in describe_departures(config("train", words))

@@ -15,9 +15,9 @@ from tests.helpers import ROOT, config
 from vidtune.commands.main import main as vidtune
 from vidtune.run.checks import check_config
 
-COMMANDS = [span for row in table("video_llama.md", "From the guide to our commands") for span in spans(row[1])]
+COMMANDS = [span for row in table("video_llama", "From the guide to our commands") for span in spans(row[1])]
 TRAINING = [command for command in COMMANDS if "train.py" in command]
-VALUES = table("video_llama.md", "The guide's YAML, value by value")
+VALUES = table("video_llama", "The guide's YAML, value by value")
 
 # Every leaf of the guide's file, with its value as written there.
 WEBVID = "datasets.webvid_instruct"
