@@ -46,6 +46,13 @@ def test_any_model_goes_with_any_data(model: str, data: str) -> None:
     assert OmegaConf.to_container(cfg, resolve=True)["model"]["processor"]["max_length"] == cfg.model.max_length
 
 
+@pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def test_videos_that_are_too_short_are_filled_as_one_key_says_in_every_model(model: str) -> None:
+    words = [f"model={model}", "++data.root=somewhere", "++model.path=somewhere"]
+    assert config("train", words).model.processor.short is None  # as each original
+    assert config("train", [*words, "media.short=loop"]).model.processor.short == "loop"
+
+
 def test_every_yaml_on_disk_was_checked() -> None:
     checked = {file for file in FILES if file in ROOTS or overrides_for(file)} | {
         file for file in FILES if file.startswith("hydra/")

@@ -70,7 +70,7 @@ class MediaConfig:
     """Decoding, for all data sets."""
 
     backend: str = "auto"
-    short: str | None = "repeat"
+    short: str | None = None
     max_bad_fraction: float = 0.01
     deadline_s: float | None = 60.0
     known_bad: str | None = None

@@ -149,8 +149,8 @@ def _check(videos: Sequence[Path], min_frames: int, console: Console, report: Re
     report.counts |= {"short": len(short), "unreadable": len(unreadable)}
     if short:
         report.notes.append(
-            f"{len(short)} videos have fewer than {min_frames} frames, first {short[0]}; media.short says what is done "
-            f"with them (model.processor.short where the model sets it)."
+            f"{len(short)} videos have fewer than {min_frames} frames, first {short[0]}; media.short says "
+            f"what is done with them."
         )
     return unreadable
 
