@@ -142,7 +142,8 @@ def _pieces(
             before, marker, after = part.text.partition(CONTENT)
             pieces.append(text_piece(before, part.train))
             content: list[_Text | VisualSpan] = []
-            for item in message.content if marker else ():
+            placed = _media_last(message.content) if template.media == "last" else message.content
+            for item in placed if marker else ():
                 if isinstance(item, MediaRef):
                     plan = next(queue, None)
                     if plan is None:
@@ -160,6 +161,15 @@ def _pieces(
     if left_over:
         raise UserError(f"{left_over} of {len(plans)} media do not stand in the conversation.")
     return [piece for piece in pieces if isinstance(piece, VisualSpan) or piece.text]
+
+
+def _media_last(content: Sequence[str | MediaRef]) -> Sequence[str | MediaRef]:
+    """The text of a turn, then its media; as it is where it ends with all its media."""
+    media = [part for part in content if isinstance(part, MediaRef)]
+    text = "".join(part for part in content if isinstance(part, str)).strip()
+    if not text or list(content[len(content) - len(media) :]) == media:
+        return content
+    return [f"{text}\n", *media]
 
 
 def _turns(

@@ -39,6 +39,9 @@ class ChatTemplate:
             and every content by itself. Originals differ, and ids differ with them.
         strip_content: remove white space around each text of a message.
         strip_at_spans: remove white space that touches a visual span, as tokenizers do whose added tokens strip.
+        media: ``given``: media stand where the sample has them; ``last``: behind the text of their turn, on a new line,
+            whatever the sample says. Prompts with one beginning share its keys and values, so that questions about a
+            video share it only where it stands before them.
         labels: ``parts`` supervises what stands in supervised parts. ``matched`` then walks through the ids and masks
             each one that equals the next framing id, as originals do that find the answers by comparing ids: an id of
             an answer that looks like the framing after it is masked, and that framing supervised in its place.
@@ -55,6 +58,7 @@ class ChatTemplate:
     tokenize: Literal["joint", "runs", "parts"] = "joint"
     strip_content: bool = False
     strip_at_spans: bool = False
+    media: Literal["given", "last"] = "given"
     labels: Literal["parts", "matched"] = "parts"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ END_OF_TEXT = "</s>"
 ANSWER_PROMPT = " ASSISTANT: "
 
 
-def _vicuna(system: str) -> ChatTemplate:
+def _vicuna(system: str, media: Literal["given", "last"] = "given") -> ChatTemplate:
     return ChatTemplate(
         system=(Part("{content} "),),
         user=(Part("USER: {content} "),),
@@ -37,7 +37,16 @@ def _vicuna(system: str) -> ChatTemplate:
         default_system=system,
         bos=True,
         strip_at_spans=True,
+        media=media,
     )
+
+
+# No space after "language.": the original lacks it, and the released weights were measured with it so.
+INFER_SYSTEM = (
+    "You are Video-ChatGPT, a large vision-language assistant. You are able to understand the video content that the "
+    "user provides, and assist the user with a variety of tasks using natural language.Follow the instructions "
+    "carefully and explain your answers in detail based on the provided video."
+)
 
 
 class VideoChatGPTProcessor(BaseProcessor):
@@ -47,7 +56,8 @@ class VideoChatGPTProcessor(BaseProcessor):
         tokenizer_path: folder or hub id with ``tokenizer.model``.
         num_frames: frames taken at most; a shorter video gives all it has.
         sampling: name of a policy in ``vidtune.media.sampling``.
-        train_template, infer_template: names in ``templates``; the original's differ in their system text.
+        train_template, infer_template: names in ``templates``; the original's differ in their system text, and the one
+            it asks with puts the video behind the question, wherever a sample has it.
         max_length: tokens a row may have.
         short: None for the original's rule, zero rows where a video has fewer frames than positions; else how its
             frames are repeated, see ``vidtune.media.sampling``.
@@ -63,12 +73,9 @@ class VideoChatGPTProcessor(BaseProcessor):
             "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
             "detailed, and polite answers to the user's questions."
         ),
-        # No space after "language.": the original lacks it, and the released weights were measured with it so.
-        "video-chatgpt_v1": _vicuna(
-            "You are Video-ChatGPT, a large vision-language assistant. You are able to understand the video content "
-            "that the user provides, and assist the user with a variety of tasks using natural language.Follow the "
-            "instructions carefully and explain your answers in detail based on the provided video."
-        ),
+        # The original asks first and shows the video after it; the second one lets questions share a video.
+        "video-chatgpt_v1": _vicuna(INFER_SYSTEM, media="last"),
+        "video-chatgpt_v1_as_given": _vicuna(INFER_SYSTEM),
     }
 
     def __init__(
