@@ -69,13 +69,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"vidtune: package {error.name!r} is not installed. Run `make venv` or `vidtune doctor`.", file=sys.stderr
         )
         return 1
-    except ValueError as error:
-        # Looked up, not imported: the contracts need torch. If nothing has imported them, nothing has raised from them.
-        contracts = sys.modules.get("vidtune.contracts")
-        if contracts is None or not isinstance(error, contracts.UserError):
+    except Exception as error:
+        mistake = _mistake(error)
+        if mistake is None:
             raise
-        print(f"vidtune: {error}", file=sys.stderr)
+        print(f"vidtune: {mistake}", file=sys.stderr)
         return 1
+
+
+def _mistake(error: BaseException | None) -> BaseException | None:
+    """The ``UserError`` that an error is or comes from: Hydra wraps what is raised while it builds an object."""
+    # Looked up, not imported: the contracts need torch. If nothing has imported them, nothing has raised from them.
+    contracts = sys.modules.get("vidtune.contracts")
+    while error is not None and contracts is not None:
+        if isinstance(error, contracts.UserError):
+            return error
+        error = error.__cause__
+    return None
 
 
 def _parse(words: list[str]) -> tuple[argparse.Namespace, Verb]:

@@ -39,6 +39,20 @@ def test_a_users_mistake_is_one_message_and_exit_code_1(verb, capsys):
     assert captured.err == "vidtune: train.jsonl line 3: no video\n" and captured.out == ""
 
 
+def test_a_mistake_found_while_an_object_is_built_is_that_message_alone(verb, capsys):
+    """Hydra wraps what a constructor raises."""
+
+    def run(arguments):
+        try:
+            raise UserError("model.path=nowhere: there is no such folder")
+        except UserError as error:
+            raise RuntimeError("Error in call to target") from error
+
+    verb(run)
+    assert command.main(["try"]) == 1
+    assert capsys.readouterr().err == "vidtune: model.path=nowhere: there is no such folder\n"
+
+
 def test_our_own_error_is_not_hidden(verb):
     def run(arguments):
         raise ValueError("a bug")
