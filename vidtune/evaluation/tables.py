@@ -74,19 +74,21 @@ class Table:
         return [self._shown(row) for row in self.rows]
 
     def narrow(self, width: int) -> list[Table]:
-        """The table as one or several that fit a terminal of ``width`` characters: each repeats the first column, the
-        notes follow the last."""
+        """The table as one or several that fit a terminal of ``width`` characters: each repeats the columns of text that
+        stand first and name a row, the notes follow the last."""
+        kinds = [column.kind for column in self.columns]
+        labels = next((i for i, kind in enumerate(kinds) if kind != "text"), 0) or 1
         shown = [[column.name for column in self.columns], *self.shown()]
         needed = [max(len(row[i]) for row in shown) + 3 for i in range(len(self.columns))]
         groups: list[list[int]] = [[]]
-        for index in range(1, len(self.columns)):
-            used = 1 + needed[0] + sum(needed[i] for i in groups[-1])
+        for index in range(labels, len(self.columns)):
+            used = 1 + sum(needed[:labels]) + sum(needed[i] for i in groups[-1])
             if groups[-1] and used + needed[index] > width:
                 groups.append([])
             groups[-1].append(index)
         tables = []
         for number, group in enumerate(groups):
-            chosen = [0, *group]
+            chosen = [*range(labels), *group]
             tables.append(
                 Table(
                     [self.columns[i] for i in chosen],
