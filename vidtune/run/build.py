@@ -28,7 +28,7 @@ from vidtune.models.recompute import recompute_activations
 from vidtune.models.shards import Cut, defer, unwritten, weights_on_meta
 from vidtune.training.strategies import num_processes
 from vidtune.tuning.draw import draw_adapters
-from vidtune.tuning.policy import apply_tuning
+from vidtune.tuning.policy import apply_tuning, check_tuning
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,8 @@ def build_network(cfg: DictConfig, absent: Sequence[str] = (), cut: Cut | None =
     Raises:
         UserError: the checkpoint is missing, damaged or does not fit.
     """
-    network = _load_network(cfg, absent, cut)
+    network = _construct(cfg, absent, cut)
+    _load(cfg, network)
     remove(network, absent)
     return network
 
@@ -146,7 +147,10 @@ def build_tuned_network(
     Raises:
         UserError: the checkpoint is missing, damaged or does not fit; the policies do not.
     """
-    network = _load_network(cfg, absent, cut)
+    network = _construct(cfg, absent, cut)
+    # Before the minutes that reading takes.
+    check_tuning(network, cfg.tuning, cfg.model.lora_targets)
+    _load(cfg, network)
     # A card that needs loss scaling has no bf16.
     compute_dtype = torch.float16 if cfg.hardware.precision == "16-mixed" else torch.bfloat16
     policies = apply_tuning(network, cfg.tuning, cfg.model.lora_targets, cfg.model.lora_parameters, compute_dtype)
@@ -157,14 +161,17 @@ def build_tuned_network(
     return network, policies
 
 
-def _load_network(cfg: DictConfig, absent: Sequence[str], cut: Cut | None = None) -> VideoLLM:
+def _construct(cfg: DictConfig, absent: Sequence[str], cut: Cut | None = None) -> VideoLLM:
     with weights_on_meta() if cut else nullcontext():
         network = instantiate(cfg.model.network)
     if cut:
         defer(network, cut, absent)
     hollow(network, absent)
+    return network
+
+
+def _load(cfg: DictConfig, network: VideoLLM) -> None:
     report = instantiate(cfg.model.weights, network)
     assert not (left := unwritten(network)), f"nothing was written to {left[:5]}"
     log.info("loaded %s tensors from %s", getattr(report, "loaded", "all"), cfg.model.path)
     network.set_attention(resolve_attention(cfg.hardware.attention))
-    return network

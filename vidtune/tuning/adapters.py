@@ -40,10 +40,7 @@ def add_adapters(
         UserError: no pattern, or one that matches nothing.
     """
     role = path.split(".")[0]
-    pattern = policy.targets or lora_targets.get(role)
-    if not pattern:
-        raise UserError(f"tuning.{path}.targets: the family names no LoRA targets for this part; set a pattern.")
-    linears = matching_linears(network, path, pattern, frozen_layers)
+    linears = adapted_linears(network, path, policy, lora_targets, frozen_layers)
     if policy.mode == "qlora":
         quantise(network, linears, compute_dtype)
     before = {name for name, parameter in network.named_parameters() if "lora_" in name}
@@ -70,6 +67,24 @@ def add_adapters(
         # peft freezes everything that is no adapter; what other policies train must go on training.
         parameter.requires_grad_(parameter.requires_grad or name in trained)
     return [name for name, _ in network.named_parameters() if "lora_" in name and name not in before]
+
+
+def adapted_linears(
+    network: nn.Module,
+    path: str,
+    policy: Any,
+    lora_targets: Mapping[str, str],
+    frozen_layers: Collection[str] = (),
+) -> list[str]:
+    """Linear modules below a path that a policy puts adapters on; arguments as for ``add_adapters``.
+
+    Raises:
+        UserError: no pattern, or one that matches nothing.
+    """
+    pattern = policy.targets or lora_targets.get(path.split(".")[0])
+    if not pattern:
+        raise UserError(f"tuning.{path}.targets: the family names no LoRA targets for this part; set a pattern.")
+    return matching_linears(network, path, pattern, frozen_layers)
 
 
 def matching_linears(network: nn.Module, path: str, pattern: str, frozen_layers: Collection[str] = ()) -> list[str]:

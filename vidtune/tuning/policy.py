@@ -10,7 +10,7 @@ from torch import nn
 
 from vidtune.contracts import UserError
 from vidtune.models.base import ROLES, VideoLLM
-from vidtune.tuning.adapters import add_adapters
+from vidtune.tuning.adapters import adapted_linears, add_adapters
 from vidtune.tuning.faults import policy_faults
 from vidtune.tuning.layers import frozen_layers, norm_modules
 
@@ -37,14 +37,9 @@ def apply_tuning(
     Raises:
         UserError: a path, mode or pattern that fits nothing, LoRA without rank, or nothing that trains.
     """
-    policies = {role: tuning[role] for role in ROLES if getattr(network, role, None) is not None}
-    policies |= dict(tuning.parts)
     network.requires_grad_(False)
     chosen: dict[str, Any] = {}
-    # Shorter paths first, so that a part overrides its role.
-    for path, policy in sorted(policies.items(), key=lambda entry: entry[0].count(".")):
-        if faults := policy_faults(path, policy):
-            raise UserError(" ".join(faults))
+    for path, policy in _policies(network, tuning):
         module = _module(network, path)
         module.requires_grad_(False)
         below = {f"{path}.{name}" for name, _ in module.named_parameters()}
@@ -63,6 +58,22 @@ def apply_tuning(
     return chosen
 
 
+def check_tuning(network: VideoLLM, tuning: Any, lora_targets: Mapping[str, str]) -> None:
+    """Refuse policies that fit nothing in a network, for which it needs no weights yet; arguments as for
+    ``apply_tuning``.
+
+    Raises:
+        UserError: a path, layer, norm or pattern that is not there.
+    """
+    for path, policy in _policies(network, tuning):
+        _module(network, path)
+        frozen = frozen_layers(network, path, policy.freeze_layers)
+        if policy.mode in ("lora", "qlora"):
+            adapted_linears(network, path, policy, lora_targets, frozen)
+        elif policy.mode == "layernorm":
+            _norms(network, path)
+
+
 def _trained(
     network: VideoLLM,
     path: str,
@@ -75,14 +86,11 @@ def _trained(
     """Set ``requires_grad`` below a path and name what trains there."""
     if policy.mode in ("lora", "qlora"):
         return add_adapters(network, path, policy, lora_targets, lora_parameters, frozen, compute_dtype)
-    module = _module(network, path)
     parts: list[str] = []
     if policy.mode == "full":
         parts = [path]
     elif policy.mode == "layernorm":
-        parts = [f"{path}.{name}" if name else path for name in norm_modules(module)]
-        if not parts:
-            raise UserError(f"tuning.{path}.mode=layernorm: there is no LayerNorm or RMSNorm below {path}.")
+        parts = _norms(network, path)
     names = []
     for name, parameter in network.named_parameters():
         if any(name.startswith(f"{part}.") for part in parts) and not any(
@@ -91,6 +99,23 @@ def _trained(
             parameter.requires_grad_(True)
             names.append(name)
     return names
+
+
+def _policies(network: nn.Module, tuning: Any) -> list[tuple[str, Any]]:
+    """(path, policy), shorter paths first, so that a part overrides its role."""
+    policies = {role: tuning[role] for role in ROLES if getattr(network, role, None) is not None}
+    policies |= dict(tuning.parts)
+    for path, policy in policies.items():
+        if faults := policy_faults(path, policy):
+            raise UserError(" ".join(faults))
+    return sorted(policies.items(), key=lambda entry: entry[0].count("."))
+
+
+def _norms(network: nn.Module, path: str) -> list[str]:
+    found = [f"{path}.{name}" if name else path for name in norm_modules(_module(network, path))]
+    if not found:
+        raise UserError(f"tuning.{path}.mode=layernorm: there is no LayerNorm or RMSNorm below {path}.")
+    return found
 
 
 def _module(network: nn.Module, path: str) -> nn.Module:

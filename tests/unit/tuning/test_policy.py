@@ -12,6 +12,7 @@ from vidtune.config.schema import PartPolicy, TuningConfig
 from vidtune.contracts import UserError
 from vidtune.models.tiny.tiny import write_tiny_checkpoint
 from vidtune.models.tiny.weights import build_network, load_weights
+from vidtune.run.build import build_tuned_network
 from vidtune.run.checks import check_config
 from vidtune.tuning.groups import parameter_groups, tuning_table
 from vidtune.tuning.policy import apply_tuning
@@ -190,3 +191,24 @@ def test_the_table_states_numbers_share_rate_precision_and_optimizer_memory_per_
     assert megabytes == f"{norms * 8 / 1e6:.1f}"
     assert rows["connector"][0] == "frozen" and rows["connector"][2] == "0" and rows["connector"][5] == "bfloat16"
     assert rows["language"][0] == "lora" and rows["language"][4] == "2.00e-04"
+
+
+def no_weights(network, path):
+    """Stands for the family's loader."""
+    pytest.fail("weights were read before the policies were checked")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("tuning.language.freeze_layers=0..99", r"there is no layer 99; the longest stack below language has 3"),
+        ("tuning.language.targets=q_proj", "matches no linear module below language"),
+        ("tuning.connector.mode=layernorm", "there is no LayerNorm or RMSNorm below connector"),
+        ("+tuning.parts={vision.tower: {mode: full}}", r"no part 'vision\.tower'"),
+    ],
+)
+def test_a_policy_that_fits_nothing_is_refused_before_weights_are_read(folder, word, message):
+    cfg = config("train", [f"model.path={folder}", "tuning=lora", "hardware=cpu", word])
+    cfg.model.weights["_target_"] = f"{__name__}.no_weights"
+    with pytest.raises(UserError, match=message):
+        build_tuned_network(cfg)
