@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from tests.distributed.group import cut
 from tests.helpers import config, small_run
 from tests.integration.test_train_and_evaluate import losses
 from vidtune.checkpoint import storage
@@ -88,3 +90,24 @@ def test_a_full_disk_loses_nothing_that_was_saved(
     assert names(tmp_path / "full") == ["step_000002"]
     run([f"resume={tmp_path / 'full'}"])
     assert losses(tmp_path / "full") == losses(finished)
+
+
+def test_a_run_that_is_older_than_a_setting_goes_on_with_its_default(finished: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    cut(finished, old, 4)
+    for name in ("config.yaml", "config.resolved.yaml"):
+        cfg = OmegaConf.load(old / name)
+        for role in ("vision", "connector", "language", "new_tokens"):
+            del cfg.tuning[role]["schedule"]
+        for group, key in {
+            "trainer": "keep_gb",
+            "hardware": "attention",
+            "media": "deadline_s",
+            "eval": "limit",
+        }.items():
+            del cfg[group][key]
+        OmegaConf.save(cfg, old / name)
+    run([f"resume={old}"])
+    assert losses(old).items() >= {step: loss for step, loss in losses(finished).items() if step >= 4}.items()
+    words = [f"run={old}", "checkpoint=last", "hardware=cpu", "eval.limit=4"]
+    assert "accuracy" in evaluate(config("evaluate", words), words)

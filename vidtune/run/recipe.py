@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
+from vidtune.config.schema import TrainConfig
 from vidtune.contracts import Processor, UserError
 
 RECIPE_KEYS = ("model", "data", "media", "batch", "tuning", "eval", "paths", "seed")
@@ -47,22 +49,37 @@ def load_recipe(run_dir: Path) -> DictConfig:
 def with_recipe(cfg: DictConfig, run_dir: Path, overrides: Sequence[str], everything: bool = False) -> DictConfig:
     """A configuration whose recipe is that of a run, except for what the command line says.
 
+    Keys that are younger than the run have the defaults of the schema.
+
     Args:
         cfg: as composed from the command line, defaults included.
         run_dir: run folder.
         overrides: the command line's ``key=value`` and ``group=choice``, which win over the run.
         everything: take the whole configuration of the run, not its recipe alone (to resume it).
     """
-    saved = load_recipe(run_dir)
+    saved = OmegaConf.to_container(load_recipe(run_dir), resolve=False)
+    assert isinstance(saved, dict)
+    kinds = get_type_hints(TrainConfig)
     merged = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
     keys = [str(key) for key in saved] if everything else [key for key in RECIPE_KEYS if key in saved]
     for key in keys:
-        OmegaConf.update(merged, key, OmegaConf.to_container(saved, resolve=False)[key], merge=False)
+        OmegaConf.update(merged, key, _completed(saved[key], kinds.get(key)), merge=False)
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~").split("@")[0].replace("/", ".")
         if key.split(".")[0] in keys:
             OmegaConf.update(merged, key, _unresolved(cfg, key), merge=False)
     return merged
+
+
+def _completed(saved: Any, kind: Any) -> Any:
+    """A saved value, and what its type in the schema has beyond it."""
+    if isinstance(saved, dict) and is_dataclass(kind):
+        kinds = get_type_hints(kind)
+        known = {str(key): _completed(value, kinds.get(str(key))) for key, value in saved.items()}
+        return {**OmegaConf.to_container(OmegaConf.structured(kind)), **known}  # type: ignore[dict-item]
+    if isinstance(saved, dict) and get_origin(kind) is dict:
+        return {key: _completed(value, get_args(kind)[1]) for key, value in saved.items()}
+    return saved
 
 
 def _unresolved(cfg: DictConfig, key: str) -> Any:
