@@ -12,7 +12,7 @@ import os
 import subprocess
 from typing import Any
 
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,11 @@ def restarted() -> bool:
 
 
 def trainer_plugins() -> list[Any]:
-    """Lightning's SLURM environment without its own requeueing, which saves in the middle of an accumulation."""
-    return [SLURMEnvironment(auto_requeue=False)] if job_id() else []
+    """Lightning's SLURM environment without its own requeueing, which saves in the middle of an accumulation.
+
+    None where ``srun torchrun`` started this process: ranks are torchrun's then, SLURM counts its agents.
+    """
+    return [SLURMEnvironment(auto_requeue=False)] if job_id() and not TorchElasticEnvironment.detect() else []
 
 
 def requeue() -> None:
