@@ -20,7 +20,7 @@ POLICIES = {
     "full": ("tuning=full",),
     "frozen_tower": ("tuning=vision_frozen_language_lora", "tuning.language.mode=full"),
 }
-GROUPS = {"single": 1, "ddp": 2, "zero2": 2, "zero3": 2, "fsdp": 2}
+GROUPS = {"single": 1} | dict.fromkeys(("ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp"), 2)
 
 
 def signal_at(step: int, number: int, rank: int) -> str:

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.distributed.group import cut, free_port, losses, run_group
 from tests.helpers import config, small_run
 from vidtune.checkpoint.locate import find_checkpoint
 from vidtune.contracts import UserError
 from vidtune.run import evaluate, train
+from vidtune.run.export import FORMS, export
 from vidtune.run.train import RUN_DIR_VARIABLE
 
 # Without dropout, whose masks depend on which process draws them.
@@ -191,6 +193,26 @@ def test_a_run_of_any_strategy_is_evaluated_without_consolidation(walked: Path, 
     words = evaluation(walked / f"{strategy}_lora")
     metrics = evaluate(config("evaluate", words), words)
     assert 0 <= metrics["accuracy"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ("single", *STRATEGIES))
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_run_of_any_strategy_is_exported_in_every_form(
+    walked: Path, strategy: str, policy: str, tmp_path: Path
+) -> None:
+    run = walked / f"{strategy}_{policy}"
+    for form in FORMS:
+        if form == "adapter" and policy != "lora":
+            with pytest.raises(UserError, match="trained no adapter"):
+                export(str(run), form, str(tmp_path / form), "last", ["hardware=cpu"])
+        else:
+            # Raises where the logits of the re-loaded weights are not those of the trained network.
+            export(str(run), form, str(tmp_path / form), "last", ["hardware=cpu"])
+    saved = torch.load(find_checkpoint(run, "last"), weights_only=True)["state_dict"]
+    found = load_file(tmp_path / "fp32/trained_fp32.safetensors")
+    assert {f"network.{name}" for name in found} == set(saved)
+    assert all(torch.equal(tensor, saved[f"network.{name}"]) for name, tensor in found.items())
 
 
 @pytest.mark.parametrize("strategy", SHARDED)

@@ -12,12 +12,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import config
+from tests.helpers import ROOT, config
 from vidtune.run.build import build_tuned_network, prepare
 
 FOLDER = Path(__file__).parents[1] / "golden_names"
 FAMILIES = ("tiny", "aria_tiny", "internvideo25_tiny", "nvila_tiny", "video_chatgpt_tiny", "video_llama_tiny")
-POLICIES = ("full", "connector", "lora", "vision_lora_language_lora", "vision_layernorm_language_frozen")
+POLICIES = (
+    "full",
+    "connector",
+    "lora",
+    "vision_lora_language_lora",
+    "vision_layernorm_language_frozen",
+    "vision_layernorm_language_lora",
+    "vision_full_language_lora",
+    "vision_full_language_frozen",
+)
+SAME = {
+    "vision_full_language_full": "full",
+    "vision_frozen_language_lora": "lora",
+    "vision_frozen_language_qlora": "lora",
+    "vision_lora_language_qlora": "vision_lora_language_lora",
+    "vision_layernorm_language_qlora": "vision_layernorm_language_lora",
+}
+"""Policies that train what another one does, at other rates or on four-bit weights."""
 
 
 def trainable_names(family: str, policy: str, cache_dir: Path) -> str:
@@ -43,6 +60,18 @@ def test_exactly_the_recorded_parameters_train(family: str, policy: str, cache_d
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_four_bit_base_trains_what_a_plain_one_trains(family: str, cache_dir: Path) -> None:
     assert trainable_names(family, "qlora", cache_dir) == (FOLDER / f"{family}.lora.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", SAME)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_policy_trains_what_its_plain_form_trains(family: str, policy: str, cache_dir: Path) -> None:
+    assert trainable_names(family, policy, cache_dir) == (FOLDER / f"{family}.{SAME[policy]}.txt").read_text()
+
+
+def test_every_policy_of_the_configuration_has_its_names() -> None:
+    known = {path.stem for path in (ROOT / "conf/tuning").glob("*.yaml")} - {"suited", "qlora"}
+    assert known == {*POLICIES, *SAME}
 
 
 if __name__ == "__main__":

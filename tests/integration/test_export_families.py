@@ -8,19 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AriaForConditionalGeneration
 
 from tests.helpers import config, small_run
 from vidtune.checkpoint.locate import find_checkpoint
-from vidtune.checkpoint.trained import load_adapter
-from vidtune.contracts import UserError
+from vidtune.checkpoint.probe import probe_logits
+from vidtune.checkpoint.trained import load_adapter, load_trained
+from vidtune.contracts import Batch, MediaItem, UserError
+from vidtune.models.base import VideoLLM
 from vidtune.run import evaluate, train
-from vidtune.run.build import build_network, build_processor
+from vidtune.run.build import build_network, build_processor, build_tuned_network
 from vidtune.run.compose import compose_config
 from vidtune.run.export import FORMS, export
 from vidtune.run.recipe import with_recipe
 from vidtune.run.train import RUN_DIR_VARIABLE
+from vidtune.tuning.adapters import four_bit_linears, quantise
 
 FAMILIES = ("tiny", "aria_tiny", "internvideo25_tiny", "nvila_tiny", "video_chatgpt_tiny", "video_llama_tiny")
 CPU = ["hardware=cpu"]
@@ -81,6 +85,83 @@ def test_a_merged_folder_opens_in_the_native_class_with_the_files_of_its_source(
         theirs = model.eval()(input_ids=ids, use_cache=False).logits
         ours = build_network(again).eval().language(input_ids=ids, use_cache=False).logits
     assert (theirs - ours).abs().max() < 1e-4
+
+
+def trained_network(run: Path) -> tuple:
+    """The network of a run with what it trained, its processor, and the untuned network."""
+    cfg = with_recipe(compose_config(CPU), run, CPU)
+    network, _ = build_tuned_network(cfg)
+    load_trained(network, find_checkpoint(run, "last"))
+    return network, build_processor(cfg), build_network(cfg)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tuning=lora", "tuning.connector.mode=frozen"),
+        ("tuning=lora",),
+        ("tuning=vision_lora_language_lora",),
+        ("tuning=qlora", "model.dtype=bfloat16", "hardware.precision=bf16-mixed"),
+    ],
+    ids=["linear", "linear_and_whole_modules", "tower_too", "four_bit"],
+)
+def test_plain_peft_gives_the_trained_logits(
+    runs: Path, shapes: Path, cache_dir: Path, tmp_path: Path, words: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    run = start(runs, shapes, cache_dir, f"plain_{request.node.callspec.id}", *words)
+    folder = export(str(run), "adapter", str(tmp_path / "adapter"), "last", CPU)
+    network, processor, base = trained_network(run)
+    expected, untuned = probe_logits(network, processor), probe_logits(base, processor)
+    if "tuning=qlora" in words:
+        quantise(base, four_bit_linears(network))
+    opened = PeftModel.from_pretrained(base, str(folder))
+    found = probe_logits(opened.base_model.model, processor)
+    largest = expected.abs().max()
+    assert (found - expected).abs().max() <= 1e-5 * largest < (untuned - expected).abs().max()
+
+
+def test_plain_peft_gives_the_trained_logits_on_the_native_class(aria: Path, tmp_path: Path) -> None:
+    """Adapters on linear layers and fused experts, the projector trained whole; a picture and text."""
+    folder = export(str(aria), "adapter", str(tmp_path / "adapter"), "last", CPU)
+    network, processor, untuned = trained_network(aria)
+    native = AriaForConditionalGeneration.from_pretrained(
+        with_recipe(compose_config(CPU), aria, CPU).model.path, dtype=torch.float32, attn_implementation="eager"
+    )
+    opened = PeftModel.from_pretrained(native, str(folder)).eval()
+    picture = torch.randn(1, 3, 70, 70, generator=torch.Generator().manual_seed(0))
+    text = processor.tokenizer(_TEXT, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([[native.config.image_token_id] * 8 + text])
+    with torch.no_grad():
+        seen = {"pixel_values": picture, "pixel_mask": torch.ones(1, 70, 70, dtype=torch.bool)}
+        theirs = opened(input_ids=ids, use_cache=False, **seen).logits[0]
+    ours, before = (_logits_of_a_picture(net, picture, text) for net in (network, untuned))
+    largest = ours.abs().max()
+    assert (theirs - ours).abs().max() <= 1e-4 * largest < (theirs - before).abs().max()
+
+
+_TEXT = "What happens here? One thing after the other."
+
+
+@torch.no_grad()
+def _logits_of_a_picture(network: VideoLLM, picture: torch.Tensor, text: list[int]) -> torch.Tensor:
+    """(L, V) logits of our network on a square that fills eight placeholders, then text."""
+    patches = picture.shape[-1] // network.native_config.vision_config.patch_size
+    tensors = {"pixel_values": picture, "patch_counts": torch.tensor([[patches, patches]])}
+    ids = torch.tensor([[0] * 8 + text])
+    batch = Batch(
+        input_ids=ids,
+        position_ids=torch.arange(ids.shape[1])[None],
+        visual_positions=torch.arange(8),
+        media=[MediaItem("image", tensors, 8, "picture")],
+        segment_ids=torch.zeros_like(ids),
+        branch_ids=torch.zeros_like(ids),
+        target_positions=torch.tensor([8]),
+        target_ids=ids[0, -1:],
+        target_weights=torch.ones(1),
+        target_samples=torch.zeros(1, dtype=torch.long),
+        sample_ids=("picture",),
+    )
+    return network.eval()(batch, return_logits=True).logits[0]
 
 
 @pytest.mark.parametrize("family", ["nvila_tiny", pytest.param("internvideo25_tiny", marks=pytest.mark.slow)])
