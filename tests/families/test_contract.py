@@ -18,7 +18,6 @@ from vidtune.data.questions import QuestionsReader
 from vidtune.data.rows import Encoder, RowBuilder, pad_prompts
 from vidtune.models import last_layer
 from vidtune.models.base import VideoLLM
-from vidtune.models.generation import generate_from_prefixes
 from vidtune.models.loading import load_tensors
 from vidtune.run.build import build_network, build_processor, prepare
 
@@ -167,7 +166,7 @@ def test_questions_of_one_video_get_their_single_answers_from_one_prefill(family
             lambda module, arguments, kwargs: lengths.append(_shape(kwargs)), with_kwargs=True
         ),
     ]
-    together = generate_from_prefixes(network, batch.prefixes, batch.prompts, batch.prefix_of, **options)
+    together = network.generate(batch.prompts, batch.prefixes, batch.prefix_of, **options)
     for hook in hooks:
         hook.remove()
     assert len(shown) == 1, "the media of the batch are encoded once"

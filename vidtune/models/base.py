@@ -169,7 +169,9 @@ class VideoLLM(nn.Module):
         kwargs["synced_gpus"] = is_sharded(self)
         if prefixes is not None:
             assert prefix_of is not None
-            return generate_from_prefixes(self, prefixes, batch, prefix_of, **kwargs)
+            check_placeholders(prefixes)
+            beginnings, rest = self.fused_embeddings(prefixes), self.embed(batch.input_ids)
+            return generate_from_prefixes(self.language, prefixes, beginnings, batch, rest, prefix_of, **kwargs)
         check_placeholders(batch)
         return self.language.generate(
             inputs_embeds=self.fused_embeddings(batch), attention_mask=batch.attention_mask, **kwargs

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from vidtune.contracts import Batch
-from vidtune.models.fusion import check_placeholders
-
-if TYPE_CHECKING:
-    from vidtune.models.base import VideoLLM
 
 
 @torch.no_grad()
 def generate_from_prefixes(
-    network: VideoLLM, prefixes: Batch, prompts: Batch, prefix_of: Tensor, **kwargs: Any
+    language: Any,
+    prefixes: Batch,
+    prefix_embeddings: Tensor,
+    prompts: Batch,
+    prompt_embeddings: Tensor,
+    prefix_of: Tensor,
+    **kwargs: Any,
 ) -> Tensor:
     """New ids, those that ``VideoLLM.generate`` gives for the whole prompts.
 
@@ -25,19 +27,21 @@ def generate_from_prefixes(
     what follows it takes none.
 
     Args:
+        language: a transformers causal LM.
         prefixes: left-padded (V, P) beginnings with all media.
+        prefix_embeddings: (V, P, D), media in place.
         prompts: left-padded (B, L) text that follows them.
+        prompt_embeddings: (B, L, D).
         prefix_of: (B,) int64, the prefix that a prompt follows.
         kwargs: go to transformers' ``generate``.
 
     Returns:
         (B, new tokens) int64.
     """
-    check_placeholders(prefixes)
     assert prefixes.attention_mask is not None and prompts.attention_mask is not None
-    cache = DynamicCache(config=network.language.config)
-    network.language.model(
-        inputs_embeds=network.fused_embeddings(prefixes),
+    cache = DynamicCache(config=language.config)
+    language.model(
+        inputs_embeds=prefix_embeddings,
         # Without padding no mask is needed, and the causal kernels run.
         attention_mask=None if bool(prefixes.attention_mask.all()) else prefixes.attention_mask,
         position_ids=prefixes.position_ids,
@@ -45,11 +49,12 @@ def generate_from_prefixes(
         use_cache=True,
     )
     cache.batch_select_indices(prefix_of)
-    embeddings = network.embed(prompts.input_ids)
     # Stands for what is cached: transformers cuts as many positions off as the cache holds.
-    cached = embeddings.new_zeros(1, 1, 1).expand(len(embeddings), prefixes.input_ids.shape[1], embeddings.shape[2])
-    return network.language.generate(
-        inputs_embeds=torch.cat([cached, embeddings], dim=1),
+    cached = prompt_embeddings.new_zeros(1, 1, 1).expand(
+        len(prompt_embeddings), prefixes.input_ids.shape[1], prompt_embeddings.shape[2]
+    )
+    return language.generate(
+        inputs_embeds=torch.cat([cached, prompt_embeddings], dim=1),
         attention_mask=torch.cat([prefixes.attention_mask[prefix_of], prompts.attention_mask], dim=1),
         past_key_values=cache,
         **kwargs,
