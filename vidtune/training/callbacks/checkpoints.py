@@ -48,7 +48,8 @@ class StepCheckpoints(Checkpoint):
     def save(self, trainer: L.Trainer) -> None:
         """Write the checkpoint of this step, unless it was written, then remove what is too much. On all processes."""
         if self._saved != trainer.global_step:
-            trainer.save_checkpoint(self.folder / f"step_{trainer.global_step:06d}.ckpt")
+            file = self.folder / f"step_{trainer.global_step:06d}.ckpt"
+            trainer.save_checkpoint(file, weights_only=False)  # the optimizer's state and the like, too
             self._saved = trainer.global_step
             if trainer.is_global_zero:
                 self.prune()
