@@ -74,8 +74,8 @@ class Table:
         return [self._shown(row) for row in self.rows]
 
     def narrow(self, width: int) -> list[Table]:
-        """The table as one or several that fit a terminal of ``width`` characters: each repeats the columns of text that
-        stand first and name a row, the notes follow the last."""
+        """The table as one or several that fit a terminal of ``width`` characters: each repeats the columns of text
+        that stand first and name a row, the notes follow the last."""
         kinds = [column.kind for column in self.columns]
         labels = next((i for i, kind in enumerate(kinds) if kind != "text"), 0) or 1
         shown = [[column.name for column in self.columns], *self.shown()]
