@@ -5,6 +5,9 @@ A recipe whose original names further strategies has a file of its own below ``t
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 
 from tests.distributed.group import losses, run_group
-from tests.helpers import config
+from tests.helpers import ROOT, config
 from tests.integration.test_recipes import actions, video_instruct
 from vidtune.checkpoint.locate import find_checkpoint
 from vidtune.run import evaluate
@@ -126,3 +129,14 @@ def test_a_run_of_a_recipe_is_exported_and_evaluated(walked: str, runs: Path, re
     metrics = evaluate(config("evaluate", words), words)
     assert 0 <= metrics["accuracy"] <= 1
     assert (tmp_path / "answers/confusion.png").is_file() == ("actions" in recipe)
+
+
+def test_the_guides_torchrun_command_on_two_cpu_processes_loses_what_one_loses(single: str, job, runs: Path) -> None:
+    recipe = "video_llama_actions_connector"
+    words = job(recipe, "torchrun", 1, "hardware.devices=2", "trainer.max_steps=2")
+    words.remove(f"trainer.max_steps={STEPS}")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", *words]
+    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(runs / "torchrun") == pytest.approx(losses(runs / f"{single}_{recipe}")[:2], rel=2e-5)
