@@ -19,7 +19,7 @@ from vidtune.evaluation.perplexity import Perplexity
 from vidtune.evaluation.records import Prediction
 from vidtune.evaluation.tables import Table
 from vidtune.evaluation.task_base import Task, TaskBase
-from vidtune.text.answers import LETTERS, match_option, parse_choice_letter
+from vidtune.text.answers import LETTERS, match_option, named_option, parse_choice_letter
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,26 @@ class MultipleChoice(TaskBase):
 
     def check(self, sample: Sample) -> None:
         super().check(sample)
-        if not 2 <= len(sample.options) <= len(LETTERS) or sample.answer not in sample.options:
+        if not 2 <= len(sample.options) <= len(LETTERS) or self._option(sample) not in sample.options:
             raise UserError(
                 f"{sample.source} sample {sample.sample_id!r}: task multiple_choice expects 2 to {len(LETTERS)} "
-                f"options with the answer's text among them; found options {list(sample.options)} and answer "
-                f"{sample.answer!r}. Choose data.task.name=open_answer, or correct the annotation."
+                f"options with the answer's text among them, or its letter as answer; found options "
+                f"{list(sample.options)} and answer {sample.answer!r}. Choose data.task.name=open_answer, "
+                f"or correct the annotation."
             )
 
     def candidates(self, sample: Sample) -> tuple[str, ...]:
         """The data set's own wording of the right answer (``B``, ``B. a dog``), carried over to every option."""
         reply = sample.messages[-1].text if sample.messages[-1].role == "assistant" else ""
-        if reply == sample.answer:
+        answer = self._option(sample)
+        if reply == answer:
             return sample.options
-        right = LETTERS[sample.options.index(sample.answer)]
+        right = LETTERS[sample.options.index(answer)]
         before, named, after = reply.partition(right)
         if not named or before.strip("( "):
             return tuple(LETTERS[: len(sample.options)])
         return tuple(
-            before + letter + after.replace(sample.answer, option)
+            before + letter + after.replace(answer, option)
             for letter, option in zip(LETTERS, sample.options, strict=False)
         )
 
@@ -65,10 +67,13 @@ class MultipleChoice(TaskBase):
 
     def correct(self, sample: Sample, parsed: str) -> bool:
         # Texts are compared, so that of two options with the same text either letter is right.
-        return sample.options[LETTERS.index(parsed)] == sample.answer
+        return sample.options[LETTERS.index(parsed)] == self._option(sample)
 
     def label_of(self) -> LabelOf:
-        return lambda prediction: LETTERS[prediction.options.index(prediction.answer)]
+        return lambda prediction: LETTERS[prediction.options.index(self._option(prediction))]
+
+    def _option(self, row: Sample | Prediction) -> str:
+        return named_option(row.answer, row.options)
 
 
 @dataclass(frozen=True)

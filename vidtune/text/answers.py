@@ -19,6 +19,7 @@ _UNITS = (
 ).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _NUMBERS = {word: value for value, word in enumerate(_UNITS)} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
+_REPLY_LETTER = re.compile(r"\(?([A-Z])\)?(?:[.:)].*)?", re.DOTALL)
 _ARTICLES = frozenset({"a", "an", "the"})
 
 
@@ -54,6 +55,14 @@ def digits_for_number_words(text: str) -> str:
             words.append(str(value))
         ten_before = word in _TENS
     return " ".join(words)
+
+
+def named_option(reply: str, options: Sequence[str]) -> str:
+    """The option that a data set's own reply names by its letter (``B``, ``(B)``, ``B. a dog``), else the reply."""
+    letter = _REPLY_LETTER.fullmatch(reply.strip())
+    if letter is None or reply in options or LETTERS.index(letter[1]) >= len(options):
+        return reply
+    return options[LETTERS.index(letter[1])]
 
 
 def parse_choice_letter(response: str, options: Sequence[str]) -> str | None:

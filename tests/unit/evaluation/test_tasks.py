@@ -49,6 +49,20 @@ def test_either_of_two_equal_options_is_right():
     assert [build_task("multiple_choice").score(twice, letter).correct for letter in "ABC"] == [True, False, True]
 
 
+@pytest.mark.parametrize("reply", ["B", "(B)", "B. tap their feet", "tap their feet"])
+def test_a_set_may_answer_with_letters_as_with_texts(reply):
+    task = build_task("multiple_choice")
+    row = sample(answer=reply)
+    task.check(row)
+    predictions = [task.score(row, letter) for letter in "AB"]
+    assert [prediction.correct for prediction in predictions] == [False, True]
+    assert task.summarise(predictions).cell("total", "majority") == 1.0
+    expected = {"B": "C", "(B)": "(C)", "B. tap their feet": f"C. {OPTIONS[2]}", "tap their feet": OPTIONS[2]}
+    assert task.candidates(row)[2] == expected[reply]
+    with pytest.raises(UserError, match=r"found options .* and answer 'F'"):
+        task.check(sample(answer="F"))
+
+
 def test_benchmark_groups_are_data():
     types = {"CW": "BBC", "CH": "B", "TN": "BC", "TP": "C", "DO": "B"}
     groups = {"C": ["CW", "CH"], "T": ["TN", "TC", "TP"], "D": ["DC", "DL", "DO"], "TN+TP": ["TN", "TP"]}
