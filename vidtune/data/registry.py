@@ -50,6 +50,8 @@ _QEVD_KEYS = {
     "length",
     "data_augment",
 }
+_QEVD_READERS = ("decord", "opencv", "av", "torchcodec")
+"""Values of ``video_read_type`` that mean a video file: all give the same frames, and ``media.backend`` chooses."""
 _OURS = {"num_frames", "sampling", "media_position", "val_fraction", "test_fraction"}
 
 
@@ -149,6 +151,8 @@ class Registry:
         self._check_keys(name, entry, _QEVD_KEYS)
         if entry.get("data_augment"):
             raise self._fault(name, "data_augment: true is not supported; set it to false, or augment the files")
+        if (reader := entry.get("video_read_type", "decord")) not in _QEVD_READERS:
+            raise self._fault(name, f"video_read_type {reader!r}; expected one of {', '.join(_QEVD_READERS)}")
         return self._conversations(
             name,
             entry,

@@ -16,7 +16,7 @@ BATCH = 64
 def why_no_sentence_cosine(model: str) -> str | None:
     """What is lacking on this machine, with the remedy; None where it can be computed. Nothing is downloaded."""
     if not model:
-        return "no model is named (data.task.sentence_model=<folder of all-MiniLM-L6-v2>)"
+        return "no model is named (++data.task.sentence_model=<folder of all-MiniLM-L6-v2>)"
     return why_no_bert_score(model)
 
 

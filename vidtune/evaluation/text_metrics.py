@@ -51,7 +51,7 @@ def why_no_bert_score(model: str) -> str | None:
         model: folder, or name in the Hugging Face cache; empty where the user named none.
     """
     if not model:
-        return "no model is named (data.task.bert_model=<folder of roberta-large>)"
+        return "no model is named (++data.task.bert_model=<folder of roberta-large>)"
     if Path(model).is_dir():
         return None
     from huggingface_hub import try_to_load_from_cache

@@ -7,6 +7,7 @@ import torch
 
 from tests.families.internvideo25.support import as_original_ids, assert_near, each_case, golden, network_of
 from vidtune.data.rows import pad_prompts
+from vidtune.models.internvideo25.weights import build_network, load_weights
 
 
 def chats(files):
@@ -68,3 +69,26 @@ def test_questions_of_different_lengths_are_answered_together(case):
     assert batch.attention_mask.int().tolist() == expected["attention_mask"]
     found = generate(network, processor, batch, max(map(len, expected["generated_ids"])))
     assert found.tolist() == expected["generated_ids"]
+
+
+@each_case
+@torch.no_grad()
+def test_generation_stops_at_the_end_of_the_turn_and_at_nothing_else(case):
+    """The tokenizer's own end of text is another id, as which the padding counts too."""
+    files = golden(case)
+    processor, encoded, media = files.chat(0)
+    batch = pad_prompts([encoded], media, processor.pad_id)
+    network = build_network(str(case)).eval()
+    load_weights(network, str(case))
+    end = files.json("added_tokens.json").get("<|im_end|>") or processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert processor.stop_ids == [end] and end != processor.tokenizer.eos_token_id
+    for favoured, length in ((end, 1), (processor.tokenizer.eos_token_id, 5)):
+        hook = network.language.lm_head.register_forward_hook(
+            lambda module, inputs, logits, favoured=favoured: logits.index_fill(
+                -1, torch.tensor([favoured]), logits.max().item() + 1
+            )
+        )
+        ids = generate(network, processor, batch, 5)[0].tolist()
+        hook.remove()
+        assert ids == [favoured] * length
+        assert processor.decode(ids) == ""

@@ -118,6 +118,19 @@ def test_augmentation_is_refused_and_repeats_count(place: Path) -> None:
     assert len(reader("twice.json")("train")) == 2
 
 
+@pytest.mark.parametrize("name", ["decord", "opencv", "av"])
+def test_every_way_of_reading_that_the_guide_names_reads(name: str, place: Path) -> None:
+    """There, ``opencv`` draws another row for ever."""
+    (place / "other.json").write_text(DIY_FT_DATA.replace("decord", name))
+    assert len(reader("other.json")("train")) == 1
+
+
+def test_a_way_of_reading_that_is_none_is_refused(place: Path) -> None:
+    (place / "other.json").write_text(DIY_FT_DATA.replace("decord", "fake"))
+    with pytest.raises(UserError, match="video_read_type 'fake'; expected one of decord, opencv"):
+        reader("other.json")
+
+
 # ------------------------------------------------------------------------------------------------- docs
 
 

@@ -18,6 +18,8 @@ def test_the_guides_batch_length_and_schedule_are_the_defaults(recipe):
     assert (recipe.global_batch_size, recipe.micro_batch_size, recipe.trainer.epochs) == (8, 1, 3)
     assert (recipe.data.num_frames, recipe.model.max_length, recipe.seed) == (8, 8192, 42)
     assert recipe.batch.reduction == "sample"
+    processor = recipe.model.processor
+    assert (processor.train_template, processor.infer_template) == ("internvl2_5", "internvl2_5")
     assert recipe.media.short is None
 
 
