@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
+from transformers import AutoTokenizer, Qwen2ForCausalLM, SiglipVisionModel
 
 from tests.families.nvila.cases import CASES
 from vidtune.contracts import UserError
-from vidtune.models.nvila.config import CONNECTOR, LANGUAGE, VISION, NVILAConfig
+from vidtune.models.nvila.config import CONNECTOR, LANGUAGE, VISION
 from vidtune.models.nvila.network import NVILA
+from vidtune.models.nvila.sizes import published_config
 from vidtune.models.nvila.tiny import write_tiny_checkpoint
 from vidtune.models.nvila.weights import build_network, export_weights, load_weights
 
@@ -165,35 +166,9 @@ def test_other_folders_and_projectors_are_refused_with_what_is_expected(copied, 
 
 
 def full_size(name: str) -> NVILA:
-    """A published model without memory for its weights. Widths from the model cards, see docs/nvila.md."""
-    width, layers, heads, groups, inner, vocabulary, tied = {
-        "lite_2b": (1536, 28, 12, 2, 8960, 151_670, True),
-        "lite_8b": (3584, 28, 28, 4, 18944, 151_651, False),
-        "lite_15b": (5120, 48, 40, 8, 13824, 151_670, False),
-        "base_8b": (3584, 28, 28, 4, 18944, 151_651, False),
-    }[name]
-    language = Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        tie_word_embeddings=tied,
-    )
-    vision = SiglipVisionConfig(
-        hidden_size=1152,
-        intermediate_size=4304,
-        num_hidden_layers=27,
-        num_attention_heads=16,
-        image_size=448,
-        patch_size=14,
-        vision_use_head=False,
-    )
-    base = name.startswith("base")
-    kind, scales = ("mlp_downsample", (448, 896, 1344)) if base else ("mlp_downsample_3x3_fix", ())
+    """A published model without memory for its weights."""
     with torch.device("meta"):
-        return NVILA(NVILAConfig(language, vision, kind, scales=scales))
+        return NVILA(published_config(name))
 
 
 @pytest.mark.parametrize(
