@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import config
 from vidtune.commands.chat import Conversation
 from vidtune.contracts import Message, Sample
 from vidtune.data.benchmarks import GenerativeReader, ZeroShotReader
@@ -127,3 +128,13 @@ def test_questions_share_a_video_only_where_it_precedes_them(folder, root):
         assert (batch.prefixes is not None) == shares
         media = batch.prompts.media if batch.prefixes is None else batch.prefixes.media
         assert len(media) == (1 if shares else 2)
+
+
+@pytest.mark.parametrize("model", ["video_chatgpt", "video_chatgpt_tiny"])
+def test_a_run_is_asked_as_it_was_trained(model):
+    """The recipe has half of its questions before the video, users' own data has none."""
+    own = config("train", [f"model={model}", "data=questions"])
+    recipe = config("train", ["experiment=video_chatgpt_100k_connector", f"model={model}"])
+    released = config("evaluate", [f"model={model}", "data=activitynet_qa"])
+    templates = [cfg.model.processor.infer_template for cfg in (own, recipe, released)]
+    assert templates == ["video-chatgpt_v1_as_given", "video-chatgpt_v1", "video-chatgpt_v1"]
