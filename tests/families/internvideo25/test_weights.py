@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.families.internvideo25.support import each_case, golden, network_of
 from vidtune.contracts import UserError
+from vidtune.models.internvideo25.config import FULL_SIZE
 from vidtune.models.internvideo25.weights import (
     build_from_config,
     build_network,
@@ -128,3 +129,11 @@ def test_a_folder_that_is_no_checkpoint_says_so(case, tmp_path):
 def test_a_merge_that_cannot_work_is_refused_before_loading(case, frames, tokens, found):
     with pytest.raises(UserError, match=found):
         build_network(str(case), clip_frames=frames, clip_tokens=tokens)
+
+
+def test_the_vocabulary_of_another_release_is_read_from_its_config():
+    """HiCo_R16 and plain InternVL2.5 may have seven ids less; counts measured apart from this code."""
+    config = {**FULL_SIZE, "llm_config": {**FULL_SIZE["llm_config"], "vocab_size": 92_553}}
+    with torch.device("meta"):
+        network = build_from_config(config)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 8_075_365_376

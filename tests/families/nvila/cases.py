@@ -140,10 +140,11 @@ class Case:
         """Rows in ``kept``, packed."""
         return self.pack(self.kept)
 
-    def pack(self, rows: list[int]) -> Batch:
+    def pack(self, rows: list[int], normalizer: float | None = None) -> Batch:
+        """A row; ``normalizer`` is the denominator of its loss, by default the targets that it holds."""
         builder = RowBuilder(self.samples, Encoder(self.processor, self.source, "train"), self.source, "token")
         targets = sum(self.encoded[self.kept.index(row)].num_targets for row in rows)
-        return builder[RowPlan(tuple((row,) for row in rows), float(max(targets, 1)), epoch=0, step=0)]
+        return builder[RowPlan(tuple((row,) for row in rows), normalizer or float(max(targets, 1)), epoch=0, step=0)]
 
     def items(self, kind: str) -> list[MediaItem]:
         """Media of all rows, refused ones included, in batch order."""
