@@ -83,6 +83,19 @@ def test_a_data_set_that_does_not_fit_is_refused_before_any_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("scoring", ["generate", "likelihood"])
+def test_a_question_longer_than_the_model_reads_is_named_and_refused_before_any_model_is_loaded(
+    scoring: str, tiny_run: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vidtune.run.answer_set.load_answerer", lambda *_: pytest.fail("a model was loaded"))
+    row = {"video": str(next(shapes.rglob("*.mp4"))), "question": "what ?", "answer": "yes", "options": ["yes", "no"]}
+    rows = [{"id": "short", **row}, {"id": "endless", **row, "question": "which colour moves " * 300}]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [f"run={tiny_run}", "data=questions", f"data.root={tmp_path}", f"output={tmp_path}/out"]
+    with pytest.raises(UserError, match=r"endless: the question takes 9\d\d tokens, .*model\.max_length is 512"):
+        run(*words, f"eval.scoring={scoring}")
+
+
 def test_rows_with_other_questions_are_refused_before_any_model_is_asked(two_runs: Path, tmp_path: Path) -> None:
     recipe = two_runs / "two" / "config.yaml"
     recipe.write_text(recipe.read_text().replace("test_split: test", "test_split: val"))

@@ -45,10 +45,16 @@ def group_by_video(samples: Sequence[Sample], size: int) -> list[list[int]]:
     return groups
 
 
-def share_by_video(samples: Sequence[Sample], rank: int, world_size: int) -> list[Sample]:
-    """The samples of one of several processes: whole videos, in turn."""
-    videos = of_one_video(samples, len(samples))
-    return [samples[index] for members in videos[rank::world_size] for index in members]
+def share_by_video(samples: Sequence[Sample], size: int, rank: int, world_size: int) -> list[Sample]:
+    """The samples of one of several processes, in their order, of about as many for each.
+
+    A video goes to one process with up to ``size`` of its samples, as many as are asked at once: cut further, it would
+    be read, encoded and run again for the same questions.
+    """
+    shares: list[list[int]] = [[] for _ in range(world_size)]
+    for members in sorted(of_one_video(samples, size), key=len, reverse=True):
+        min(shares, key=len).extend(members)
+    return [samples[index] for index in sorted(shares[rank])]
 
 
 class Prompts(Dataset):

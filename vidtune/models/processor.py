@@ -76,11 +76,11 @@ class BaseProcessor(ABC):
         """Ids and labels of a conversation, at most ``max_length`` long; see ``encode_conversation``.
 
         Raises:
-            UserError: a system message where the template has no place for one.
+            UserError: a system message where the template has no place for one, or a row to be answered that is longer.
         """
         _check_system(messages, self.presets[preset], name)
         encoded = encode_conversation(messages, plans, self.tokenizer, self.presets[preset], generation=generation)
-        return truncate(encoded, self.max_length, name)
+        return truncate(encoded, self.max_length, name, asks=generation or preset == "infer")
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer, so that a run folder needs no other source of it."""

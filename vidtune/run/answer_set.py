@@ -16,6 +16,7 @@ from rich.progress import track
 
 from vidtune.contracts import Sample, UserError
 from vidtune.data.media_source import MediaSource
+from vidtune.data.rows import Encoder
 from vidtune.evaluation.answering import Answer, Meter
 from vidtune.evaluation.by_video import share_by_video
 from vidtune.evaluation.controls import CONTROLS, Control
@@ -57,7 +58,7 @@ class AnswerSet:
     made_by: dict[str, object] = field(default_factory=dict)
 
     def answer(self, processes: Processes) -> None:
-        """Ask what is not answered yet; every process its slice. Then score and store all answers in order.
+        """Ask what is not answered yet; every process its videos. Then score and store all answers in order.
 
         Raises:
             UserError: ``rescore=true``, and answers are missing.
@@ -119,7 +120,8 @@ class AnswerSet:
                 f"model. Run evaluate.py without it first."
             )
         together = asks_together(cfg)
-        mine = todo if together else share_by_video(todo, processes.rank, processes.world_size)
+        mine = todo if together else share_by_video(todo, cfg.eval.batch_size, processes.rank, processes.world_size)
+        _refuse_long(mine if control is AS_IT_IS else [], source, cfg.eval.scoring == "generate")
         if mine and together and not processes.first:
             deque(self._ask(load(), mine, control.source(source)), maxlen=0)  # takes part; the first process writes
         elif mine:
@@ -174,6 +176,18 @@ class AnswerSet:
         if stored.status == "bad_media":
             return self.task.bad_media(sample, str(stored.extra.get("bad_media", "")))
         return self.task.score(sample, stored.prediction)
+
+
+def _refuse_long(samples: list[Sample], source: MediaSource, generation: bool) -> None:
+    """Meet a question that the model cannot read whole before its weights are loaded; reads headers, no pixels.
+
+    Raises:
+        UserError: a question longer than ``model.max_length``.
+    """
+    source.read_headers(ref for sample in samples for ref in sample.media)
+    encoder = Encoder(source.processor, source, "infer")
+    for sample in samples:
+        encoder(sample, generation=generation)
 
 
 def prepare_row(row: TableRow, split: str | None, folder: Path | None, processes: Processes) -> AnswerSet:

@@ -17,7 +17,7 @@ from vidtune.training.strategies import shards_weights
 
 def asks_together(cfg: DictConfig) -> bool:
     """Whether the processes share one copy of the weights: all then ask the same questions in step, and the first
-    writes the answers. Otherwise each has a copy and a slice of the questions."""
+    writes the answers. Otherwise each has a copy and its share of the questions."""
     return shards_weights(cfg.strategy) and dist.is_initialized() and dist.get_world_size() > 1
 
 

@@ -102,14 +102,23 @@ def render_conversation(
     )
 
 
-def truncate(encoded: Encoded, max_length: int, name: str) -> Encoded:
+def truncate(encoded: Encoded, max_length: int, name: str, *, asks: bool = False) -> Encoded:
     """Cut a row on the right to ``max_length`` tokens.
 
+    Args:
+        asks: the row asks a model for an answer, or how likely one is; it is never cut.
+
     Raises:
-        UserError: the cut would fall before the end of the visual prefix.
+        UserError: the cut would fall before the end of the visual prefix, or into a question to a model.
     """
     if encoded.num_tokens <= max_length:
         return encoded
+    if asks:
+        raise UserError(
+            f"{name}: the question takes {encoded.num_tokens} tokens, {encoded.prefix_length} of them for the media "
+            f"and the text before them, but model.max_length is {max_length}. Cut at its end it would be another "
+            f"question. Raise model.max_length if the model reads so far, lower data.num_frames, or shorten it."
+        )
     if max_length < encoded.prefix_length:
         raise UserError(
             f"{name}: {encoded.num_tokens} tokens, of which the media and the text before them take "

@@ -46,12 +46,20 @@ def test_a_row_of_options_is_about_one_video() -> None:
     assert of_one_video(about("a", "b", "a", "", "a", ""), 2) == [[0, 2], [4], [1], [3], [5]]
 
 
-def test_processes_share_videos_without_cutting_one() -> None:
-    samples = about(*"abcabcabd")
-    shares = [share_by_video(samples, rank, 3) for rank in range(3)]
-    assert sorted(int(sample.sample_id) for share in shares for sample in share) == list(range(9))
-    videos = [{sample.media for sample in share} for share in shares]
-    assert not videos[0] & videos[1] and not videos[1] & videos[2] and not videos[0] & videos[2]
+def test_each_process_asks_whole_videos_and_about_as_many_questions() -> None:
+    """Questions in turn would have every process read, encode and run every video."""
+    samples = about(*"abcabcaabdef", "", "")
+    shares = [share_by_video(samples, 8, rank, 3) for rank in range(3)]
+    assert sorted(int(sample.sample_id) for share in shares for sample in share) == list(range(14))
+    homes = Counter(video for share in shares for video in {sample.media for sample in share if sample.media})
+    assert set(homes.values()) == {1} and len(homes) == 6
+    assert [len(share) for share in shares] == [5, 5, 4]
+    assert all(share == sorted(share, key=lambda sample: int(sample.sample_id)) for share in shares)
+
+
+def test_a_video_with_more_questions_than_are_asked_at_once_keeps_every_process_busy() -> None:
+    shares = [share_by_video(about(*"a" * 20), 4, rank, 2) for rank in range(2)]
+    assert [len(share) for share in shares] == [12, 8]
 
 
 class Asked:

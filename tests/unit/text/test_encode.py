@@ -103,6 +103,15 @@ def test_truncation_never_cuts_a_visual_span(char_tokenizer: CountingTokenizer) 
         truncate(encoded, 5, "s")
 
 
+def test_a_question_to_a_model_is_refused_where_it_would_be_cut(char_tokenizer: CountingTokenizer) -> None:
+    """Without its end and the mark where the answer begins it is another question."""
+    messages = [Message("user", (MediaRef("clip.mp4"), "question")), Message("assistant", ("answer",))]
+    encoded = encode_conversation(messages, [plan(VisualSpan(4))], char_tokenizer, TEMPLATE)
+    assert truncate(encoded, 25, "s", asks=True) is encoded
+    with pytest.raises(UserError, match=r"s: the question takes 25 tokens, 6 of them.*model\.max_length is 24"):
+        truncate(encoded, 24, "s", asks=True)
+
+
 def test_an_unknown_name_is_answered_with_the_known_and_the_nearest() -> None:
     with pytest.raises(UserError, match=r"chatlm.*Known: chatml, plain. Did you mean 'chatml'"):
         lookup({"chatml": 1, "plain": 2}, "chatlm", "template", "model.processor.train_template")

@@ -175,7 +175,7 @@ class VideoChatGPTProcessor(BaseProcessor):
             text = render_conversation(messages, plans, template)
             if not self._has_trained_answer(text, encoded):
                 encoded.labels = [IGNORE] * encoded.num_tokens
-        return truncate(encoded, self.max_length, name)
+        return truncate(encoded, self.max_length, name, asks=generation or preset == "infer")
 
     def _has_trained_answer(self, text: str, encoded: Encoded) -> bool:
         """Whether the original's count of the tokens of all turns agrees with the length of the row.
