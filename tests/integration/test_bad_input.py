@@ -112,6 +112,13 @@ def test_a_checkpoint_of_another_family_is_refused(fail, shapes: Path, cache_dir
     assert "stranger" in message and "model.path" in message
 
 
+def test_rows_longer_than_the_language_model_reads_are_refused(
+    fail, shapes: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    message = fail("train", *small_run(shapes, cache_dir, tmp_path), "model.max_length=4096")
+    assert "model.max_length=4096" in message and "reads 2048 tokens" in message
+
+
 def test_run_folders_without_checkpoint_or_at_all_are_refused(fail, tmp_path: Path) -> None:
     assert "does not exist" in fail("evaluate", f"run={tmp_path / 'none'}")
     (tmp_path / "runs").mkdir()

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vidtune.checkpoint.attach import attach_adapter
 from vidtune.checkpoint.trained import load_adapter
-from vidtune.contracts import Processor
+from vidtune.contracts import Processor, UserError
 from vidtune.data.bad_media import BadMedia, read_known_bad
 from vidtune.data.datamodule import BatchArithmetic, VideoDataModule
 from vidtune.data.media_source import MediaSource
@@ -164,6 +164,7 @@ def build_tuned_network(
 def _construct(cfg: DictConfig, absent: Sequence[str], cut: Cut | None = None) -> VideoLLM:
     with weights_on_meta() if cut else nullcontext():
         network = instantiate(cfg.model.network)
+    _check_context(cfg, network)
     if cut:
         defer(network, cut, absent)
     hollow(network, absent)
@@ -175,3 +176,17 @@ def _load(cfg: DictConfig, network: VideoLLM) -> None:
     assert not (left := unwritten(network)), f"nothing was written to {left[:5]}"
     log.info("loaded %s tensors from %s", getattr(report, "loaded", "all"), cfg.model.path)
     network.set_attention(resolve_attention(cfg.hardware.attention))
+
+
+def _check_context(cfg: DictConfig, network: VideoLLM) -> None:
+    """Refuse rows at positions that the language model never learned; answers there are wrong without a sign of it.
+
+    Positions restart with every sample of a packed row, so that ``batch.max_tokens`` may be larger.
+    """
+    config = network.language.config
+    context, rope = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None) or {}
+    if context and cfg.model.max_length > context and rope.get("rope_type", "default") == "default":
+        raise UserError(
+            f"model.max_length={cfg.model.max_length}, but the language model of model={cfg.model.name} reads "
+            f"{context} tokens (max_position_embeddings in {cfg.model.path}). Set model.max_length={context} or less."
+        )
