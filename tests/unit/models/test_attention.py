@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
 
 from vidtune.models import attention
@@ -110,6 +112,31 @@ def test_masks_stay_small_when_many_questions_share_a_long_video() -> None:
     masks = [piece.mask for piece in pieces[1:]]
     assert max(mask.shape[0] for mask in masks) <= 128
     assert sum(mask.numel() for mask in masks) < 10_000_000
+
+
+class _Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.elements = max([self.elements, *(tensor.untyped_storage().nbytes() // 4 for tensor in made)])
+        return result
+
+
+@pytest.mark.parametrize("segments", [[[1000, 40, 40, 40, 40]], [[300], [1000], [40] * 5]], ids=["shared", "packed"])
+def test_memory_grows_with_the_row_and_not_with_its_square(segments: list) -> None:
+    """Forward and backward with everything twice as long; the scores of the longest segment would be a million."""
+    largest = []
+    for factor in (1, 2):
+        ids = ids_of([[factor * length for length in lengths] for lengths in segments])
+        with _Largest() as mode:
+            tensors = states(ids[0].shape[1], (2, 2), True)
+            attention.sdpa_packed(*tensors, PackedLayout.build(*ids), None, 0.0).sum().backward()
+        largest.append(mode.elements)
+    assert largest[1] <= 2.1 * largest[0] and largest[1] < 1000 * 1000
 
 
 def test_flash_gets_each_segment_once_and_never_a_shared_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
