@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from vidtune.contracts import UserError
@@ -43,7 +44,13 @@ def build_strategy(strategy: Any, hardware: Any) -> Any:
                 f"Set hardware.devices=1, or strategy=ddp."
             )
         return "auto"
-    return instantiate(strategy.strategy, _convert_="all") if strategy.strategy else strategy.name
+    if not strategy.strategy:
+        return strategy.name
+    try:
+        return instantiate(strategy.strategy, _convert_="all")
+    except InstantiationException as error:
+        # A mistake in a DeepSpeed JSON: one fault among those of the configuration.
+        raise error.__cause__ if isinstance(error.__cause__, UserError) else error from None
 
 
 def shards_weights(strategy: Any) -> bool:

@@ -64,3 +64,14 @@ def test_machines_compose_with_strategies(hardware):
     cfg = config("train", [f"hardware={hardware}", "strategy=zero3_offload"])
     assert cfg.hardware.devices * cfg.hardware.num_nodes in (1, 4, 8)
     assert cfg.hardware.precision == "bf16-mixed" and cfg.hardware.memory_gb > 20
+
+
+def test_a_json_of_another_stage_is_refused_at_composition(tmp_path):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps(GUIDE))
+    words = ["hardware=h100x8", "global_batch_size=8", "micro_batch_size=1", f"strategy.config={file}"]
+    with pytest.raises(UserError, match="Choose strategy=zero3"):
+        check_config(config("train", [*words, "strategy=zero2"]))
+    check_config(config("train", [*words, "strategy=zero3"]))
+    with pytest.raises(UserError, match=r"is a DeepSpeed configuration, but strategy=ddp"):
+        check_config(config("train", [*words[:3], "strategy=ddp", f"strategy.config={file}"]))
