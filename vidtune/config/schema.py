@@ -98,7 +98,7 @@ class PartPolicy:
         targets: full-match regular expression on module paths; null for the family's own (``model.lora_targets``).
         lr_ratio: factor on ``optim.lr``.
         weight_decay: null for ``optim.weight_decay``.
-        schedule: what differs from ``optim.schedule`` for this part: ``{name: constant, warmup_steps: 0}``.
+        schedule: what differs from ``optim.schedule`` for this part: ``+tuning.vision.schedule={name: constant}``.
         freeze_layers: layers of this part that stay as they are: ``0..20``, both ends included, or ``0..3,12``.
     """
 
@@ -109,7 +109,7 @@ class PartPolicy:
     targets: str | None = None
     lr_ratio: float = 1.0
     weight_decay: float | None = None
-    schedule: dict[str, Any] | None = None
+    schedule: dict[str, Any] = field(default_factory=dict)
     freeze_layers: str | None = None
 
 

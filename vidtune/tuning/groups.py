@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from rich.table import Table
 from torch import nn
 
@@ -33,7 +32,7 @@ def parameter_groups(
             decay = weight_decay if policy.weight_decay is None else policy.weight_decay
             # Under ZeRO-3 the parameter itself is empty and its shape lies beside it.
             matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
-            schedule = json.dumps(OmegaConf.to_container(policy.schedule) if policy.schedule else {}, sort_keys=True)
+            schedule = json.dumps(dict(policy.schedule or {}), sort_keys=True)
             key = (name.split(".")[0], lr * policy.lr_ratio, decay if matrix else 0.0, schedule)
             groups[key].append(parameter)
     return [

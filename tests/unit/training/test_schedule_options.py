@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from hydra.utils import instantiate
 
+from tests.helpers import config
 from vidtune.contracts import UserError
+from vidtune.training.module import VideoTuner
 from vidtune.training.schedules import build_schedule
 
 RESTARTING = {"name": "restarting_cosine", "warmup_steps": 4, "min_ratio": 0.1}
@@ -47,3 +50,28 @@ def test_a_part_may_have_a_schedule_of_its_own():
     assert linear == [4.0, 3.5, 3.0, 2.5]
     # Two warm-up steps from 0, then 0.1 + 0.95 (1 + cos(pi s / 4)) for s = 2, 3.
     assert restarting == pytest.approx([0.0, 1.0, 1.05, 0.378249], abs=1e-6)
+
+
+def test_the_schedule_of_a_part_reaches_its_parameters_from_the_command_line():
+    words = ["tuning=full", "optim.lr=0.5", "tuning.vision.lr_ratio=0.1", "optim.schedule.warmup_steps=4"]
+    cfg = config("train", [*words, "+tuning.vision.schedule={name: constant, warmup_steps: 0}"])
+    network = torch.nn.ModuleDict({"vision": torch.nn.Linear(2, 2), "language": torch.nn.Linear(2, 2)})
+    module = VideoTuner(
+        lambda: (network, {}),
+        instantiate(cfg.optim.optimizer),
+        instantiate(cfg.optim.schedule),
+        lr=cfg.optim.lr,
+        weight_decay=cfg.optim.weight_decay,
+        rows_per_step=1,
+        num_steps=8,
+    )
+    module.network = network
+    module.policies = {name: cfg.tuning[name.split(".")[0]] for name, _ in network.named_parameters()}
+    made = module.configure_optimizers()
+    rates = []
+    for _ in range(3):
+        rates.append({group["name"].split("/")[0]: group["lr"] for group in made["optimizer"].param_groups})
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+    assert [step["vision"] for step in rates] == pytest.approx([0.05, 0.05, 0.05])
+    assert [step["language"] for step in rates] == pytest.approx([0.0, 0.125, 0.25])
