@@ -75,13 +75,15 @@ class Table:
 
     def narrow(self, width: int) -> list[Table]:
         """The table as one or several that fit a terminal of ``width`` characters: each repeats the columns of text
-        that stand first and name a row, the notes follow the last."""
+        that stand first and name a row, the notes follow the last. Columns without any value are left out."""
         kinds = [column.kind for column in self.columns]
         labels = next((i for i, kind in enumerate(kinds) if kind != "text"), 0) or 1
         shown = [[column.name for column in self.columns], *self.shown()]
         needed = [max(len(row[i]) for row in shown) + 3 for i in range(len(self.columns))]
         groups: list[list[int]] = [[]]
         for index in range(labels, len(self.columns)):
+            if all(row[index] is None for row in self.rows):
+                continue
             used = 1 + sum(needed[:labels]) + sum(needed[i] for i in groups[-1])
             if groups[-1] and used + needed[index] > width:
                 groups.append([])

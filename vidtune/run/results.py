@@ -38,14 +38,13 @@ def save_results(cfg: DictConfig, sets: Sequence[AnswerSet]) -> dict[str, float]
     own = [_save_row(*row) for row in zip(sets, results, numbers, strict=True)]
     by_class: list[Table] = []
     for answers, result, table in zip(sets, results, own, strict=True):
-        console.print(table.rich())
+        _show(console, table)
         by_class += save_classes(answers.task, result.predictions, table.title, answers.folder)
     folder = sets[0].folder if len(sets) == 1 else _table_folder(cfg, sets)
     joint = _joint_tables(sets, results)
     for stem, table in joint.items():
         table.save(folder, stem)
-        for part in table.narrow(console.width):
-            console.print(part.rich())
+        _show(console, table)
     report = None
     if limit := sets[0].row.cfg.eval.report_samples:
         report = save_report(folder, sets, results, [*joint.values(), *own, *by_class], limit)
@@ -66,6 +65,11 @@ def save_results(cfg: DictConfig, sets: Sequence[AnswerSet]) -> dict[str, float]
         for result, values in zip(results, numbers, strict=True)
         for key, value in values.items()
     }
+
+
+def _show(console: Console, table: Table) -> None:
+    for part in table.narrow(console.width):
+        console.print(part.rich())
 
 
 def _save_row(answers: AnswerSet, result: RunPredictions, numbers: Mapping[str, float]) -> Table:

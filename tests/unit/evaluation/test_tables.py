@@ -48,11 +48,12 @@ def test_terminal_shows_names_with_brackets():
 
 
 def test_every_piece_of_a_wide_table_says_what_its_rows_are() -> None:
-    names = [Column("run"), Column("question type"), *(Column(f"metric {i}", "percent") for i in range(6))]
-    table = Table(names, [("a", "count", *(0.5,) * 6), ("a", "total", *(0.25,) * 6)], notes=["a note"])
+    names = [Column("run"), Column("question type"), *(Column(f"metric {i}", "percent") for i in range(7))]
+    table = Table(names, [("a", "count", *(0.5,) * 6, None), ("a", "total", *(0.25,) * 6, None)], notes=["a note"])
     pieces = table.narrow(60)
     assert len(pieces) > 1
     assert all([column.name for column in piece.columns[:2]] == ["run", "question type"] for piece in pieces)
+    # The seventh holds no value in any row.
     assert [c.name for piece in pieces for c in piece.columns[2:]] == [f"metric {i}" for i in range(6)]
     assert [piece.rows[1][:2] for piece in pieces] == [["a", "total"]] * len(pieces)
     assert [piece.notes for piece in pieces] == [[]] * (len(pieces) - 1) + [["a note"]]
