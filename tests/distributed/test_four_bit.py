@@ -13,7 +13,7 @@ from vidtune.run.export import FORMS, export
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-STRATEGIES = ("ddp", "zero1", "zero2")
+STRATEGIES = ("ddp", "zero1", "zero2", "zero2_offload")
 
 
 @pytest.fixture(scope="module")

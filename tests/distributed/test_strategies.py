@@ -188,9 +188,16 @@ def test_a_process_with_text_alone_keeps_step_with_one_that_sees_image_and_video
     assert found == pytest.approx(expected, rel=2e-5)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_run_of_any_strategy_is_evaluated_without_consolidation(walked: Path, strategy: str) -> None:
-    words = evaluation(walked / f"{strategy}_lora")
+@pytest.mark.parametrize(
+    ("strategy", "policy"),
+    [
+        pytest.param(strategy, policy, marks=[] if policy == "lora" else pytest.mark.slow)
+        for strategy in ("single", *STRATEGIES)
+        for policy in POLICIES
+    ],
+)
+def test_a_run_of_any_strategy_is_evaluated_without_consolidation(walked: Path, strategy: str, policy: str) -> None:
+    words = evaluation(walked / f"{strategy}_{policy}")
     metrics = evaluate(config("evaluate", words), words)
     assert 0 <= metrics["accuracy"] <= 1
 
