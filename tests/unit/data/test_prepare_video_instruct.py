@@ -115,3 +115,23 @@ def test_what_is_missing_is_said_with_where_to_put_it(tmp_path: Path) -> None:
         VideoInstructReader(str(tmp_path), "video_chatgpt_training.json")("train")
     with pytest.raises(UserError, match="original, video_first"):
         VideoInstructReader(str(tmp_path), "x.json", media_placement="first")
+
+
+def test_the_instructions_are_downloaded_where_there_is_a_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hub(repo: str, name: str, repo_type: str, local_dir: Path) -> None:
+        assert (repo, name, repo_type) == ("MBZUAI/VideoInstruct-100K", "VideoInstruct100K.json", "dataset")
+        (local_dir / name).write_text(json.dumps([{"q": "What?", "a": "That.", "video_id": "v_a"}]))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub)
+    assert prepare(tmp_path, {"download": "true"}, QUIET).files[tmp_path / "video_chatgpt_training.json"] == 1
+
+    def no_connection(*call: object, **options: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_connection)
+    with pytest.raises(
+        UserError, match=r"cannot be downloaded.*Put its VideoInstruct100K\.json into"
+    ):
+        prepare(tmp_path, {"download": "true"}, QUIET)
