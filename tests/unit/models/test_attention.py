@@ -105,6 +105,21 @@ def test_the_layout_says_what_a_batch_promises(segments: list) -> None:
     assert torch.equal(PackedLayout.build(*ids).dense_mask(ids[0].shape[1]), written_out(*ids))
 
 
+def test_the_blocks_of_flex_hold_every_visible_pair_and_leave_strangers_out() -> None:
+    """The compiled kernel, which needs a GPU for training, computes no pair outside of these blocks."""
+    ids = ids_of([[400], [600, 150, 90, 200], [300]])
+    layout, mask = PackedLayout.build(*ids), written_out(*ids)
+    blocks = layout.block_mask
+    size, visited = blocks.BLOCK_SIZE[0], blocks.to_dense()[0, 0].bool()
+    in_blocks = visited.repeat_interleave(size, 0).repeat_interleave(size, 1)[: len(mask), : len(mask)]
+    assert not (mask & ~in_blocks).any()
+    positions = torch.arange(len(mask))
+    inside = blocks.mask_mod(0, 0, positions[:, None], positions[None])
+    assert torch.equal(inside & in_blocks, mask)
+    # Blocks that only touch are counted whole; the causal mask of the row would need 105 of 196.
+    assert int(visited.sum()) <= 60
+
+
 def test_masks_stay_small_when_many_questions_share_a_long_video() -> None:
     """200 questions of 40 tokens behind 1,000: one mask of the segment would hold 81 million pairs."""
     pieces = PackedLayout.build(*ids_of([[1000] + [40] * 200])).pieces
