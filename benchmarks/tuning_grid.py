@@ -1,6 +1,7 @@
 """NVILA's ten tuning rows side by side: what trains, a step's time, what it keeps in memory, the checkpoint's size.
 
     python benchmarks/tuning_grid.py                                # the tiny variant on this CPU, one thread
+    python benchmarks/tuning_grid.py --size real_tower --rows "LN / LoRA" "LoRA / LoRA" --turns 3
     python benchmarks/tuning_grid.py --size lite_8b --device cuda   # NVILA-Lite-8B, random weights, and the GPU's peak
     python benchmarks/tuning_grid.py --size lite_8b --device meta   # its weights by part and row; nothing is run
 
@@ -31,7 +32,17 @@ from torch.autograd.graph import saved_tensors_hooks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.tuning_rows import PUBLISHED, ROWS, build_row, count_parts, count_rows, row_config, state_bytes, trained
+from benchmarks.tuning_rows import (
+    PUBLISHED,
+    REAL_TOWER,
+    ROWS,
+    build_row,
+    count_parts,
+    count_rows,
+    row_config,
+    state_bytes,
+    trained,
+)
 from vidtune.contracts import Batch, MediaRef, Message, Sample
 from vidtune.data.planner import RowPlan
 from vidtune.data.rows import Encoder, RowBuilder
@@ -146,8 +157,9 @@ def measure(size: str, device: str, turns: int, folder: Path, names: Sequence[st
     columns = [Column("tower / language model"), Column("trained weights", "count"), Column("ms per step", "number")]
     columns += [Column("kept MB", "number"), *([Column("GPU peak MB", "number")] if device == "cuda" else [])]
     columns += [Column("checkpoint MB", "number"), Column("published GB (8B)", "number")]
+    notes = [_comparison(seconds)] if {"LN / LoRA", "LoRA / LoRA"} <= seconds.keys() else []
     title = f"{size}: {batch.input_ids.numel()} tokens, one tile, {turns} turns, {device}"
-    return Table(columns, cells, title=title, notes=[_comparison(seconds)] if "LN / LoRA" in seconds else [])
+    return Table(columns, cells, title=title, notes=notes)
 
 
 def _comparison(seconds: dict[str, list[float]]) -> str:
@@ -162,11 +174,12 @@ def _comparison(seconds: dict[str, list[float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="tiny", choices=("tiny", *PUBLISHED), help="default: tiny")
+    parser.add_argument("--size", default="tiny", choices=("tiny", REAL_TOWER, *PUBLISHED), help="default: tiny")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "meta"))
     parser.add_argument("--turns", type=int, default=15, help="steps of each row (default: 15)")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="default: all")
     arguments = parser.parse_args()
-    if arguments.device == "meta" and arguments.size == "tiny":
+    if arguments.device == "meta" and arguments.size not in PUBLISHED:
         parser.error("--device meta counts a published size; name it with --size.")
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -175,7 +188,7 @@ def main() -> None:
         if arguments.device == "meta":
             tables = [count_parts(), count_rows(arguments.size, folder)]
         else:
-            tables = [measure(arguments.size, arguments.device, arguments.turns, folder)]
+            tables = [measure(arguments.size, arguments.device, arguments.turns, folder, arguments.rows)]
         for table in tables:
             Console().print(table.markdown(), soft_wrap=True, markup=False)
 

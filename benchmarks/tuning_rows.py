@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import nn
+from transformers import Qwen2Config
 
 from vidtune.config import resolvers, schema
 from vidtune.evaluation.tables import Column, Table
+from vidtune.models.nvila.config import NVILAConfig
 from vidtune.models.nvila.network import NVILA
 from vidtune.models.nvila.sizes import PUBLISHED, published_config
 from vidtune.run.build import build_tuned_network
@@ -38,6 +41,25 @@ TRAINED_BYTES = 16
 """Weight, gradient and AdamW's two moments of a weight that trains, all float32."""
 
 
+REAL_TOWER = "real_tower"
+"""A size of our own: the published tower and projector before a decoder that a CPU can train."""
+
+
+def network_config(size: str) -> NVILAConfig:
+    """Geometry of a published size, or of ``REAL_TOWER``."""
+    if size != REAL_TOWER:
+        return published_config(size)
+    small = Qwen2Config(
+        vocab_size=400,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    return replace(published_config("lite_8b"), language=small)
+
+
 def row_config(row: str, cache: Path) -> DictConfig:
     """The recipe of a row on the tiny variant; adapters are as at any size."""
     schema.register()
@@ -54,7 +76,7 @@ def build_row(cfg: DictConfig, size: str, device: str) -> NVILA:
         network: Any = build_tuned_network(cfg)[0]
         return network.to(device).train()
     with torch.device(device):
-        network = NVILA(published_config(size), torch.bfloat16)
+        network = NVILA(network_config(size), torch.bfloat16)
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.normal_(std=0.02)

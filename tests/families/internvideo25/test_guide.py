@@ -180,3 +180,10 @@ def test_settings_of_the_tables_are_accepted_beside_the_recipe(settings: list[st
     more = [*WEIGHTS, "data.num_frames=8", "hardware=h100_80gb"]
     own = [word for word in more if not any(w.startswith(f"{word.split('=')[0]}=") for w in given)]
     check_config(config("train", [RECIPE, *own, *given]))
+
+
+def test_a_24_gb_card_is_enough_for_adapters_and_full_tuning_is_refused_on_it() -> None:
+    """The guide's minimum, for which its code would need 129 GB."""
+    check_config(config("train", [RECIPE, *WEIGHTS, "hardware=rtx4090"]))
+    with pytest.raises(UserError, match=r"needs 129\.2 GB.*zero3 or fsdp on 6 devices"):
+        check_config(config("train", ["experiment=internvideo25_qevd_full", *WEIGHTS, "hardware=rtx4090"]))
