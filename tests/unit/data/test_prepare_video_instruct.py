@@ -131,7 +131,5 @@ def test_the_instructions_are_downloaded_where_there_is_a_connection(
         raise OSError
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", no_connection)
-    with pytest.raises(
-        UserError, match=r"cannot be downloaded.*Put its VideoInstruct100K\.json into"
-    ):
+    with pytest.raises(UserError, match=r"cannot be downloaded.*Put its VideoInstruct100K\.json into"):
         prepare(tmp_path, {"download": "true"}, QUIET)
