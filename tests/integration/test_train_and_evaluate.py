@@ -69,7 +69,8 @@ def test_a_run_folder_holds_curve_log_summary_recipe_and_checkpoints(finished: P
     assert "step_000006.ckpt" in names and any(name.startswith("best_") for name in names)
     assert not [name for name in names if set(name) & set("=,[]")]
     assert json.loads((finished / "summary.json").read_text())["step"] == 6
-    assert "step 6/6" in (finished / "log.txt").read_text()
+    log = (finished / "log.txt").read_text()
+    assert "step 6/6" in log and "What trains" in log
 
 
 def test_the_loss_of_the_small_run_falls(finished: Path) -> None:

@@ -44,9 +44,11 @@ def start_logging(run_dir: Path | None = None) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    logger.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)
-    # To stderr: what a verb answers on stdout stays fit for a pipe.
-    logger.addHandler(RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False))
+    logger.setLevel(logging.DEBUG if rank_zero_only.rank == 0 else logging.WARNING)
+    # To stderr: what a verb answers on stdout stays fit for a pipe. Debug records are for log.txt alone.
+    terminal = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    terminal.setLevel(logging.INFO)
+    logger.addHandler(terminal)
     if run_dir is None:
         logger.addHandler(_Kept(capacity=0))
     elif rank_zero_only.rank == 0:

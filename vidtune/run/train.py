@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,11 @@ def _build_and_report(cfg: DictConfig, features: RunFeatures | None, cut: Cut | 
     if features is not None:
         features.attach(network, absent)
     if rank_zero_only.rank == 0:
-        Console().print(tuning_table(network, policies, cfg.optim.lr))
+        table = tuning_table(network, policies, cfg.optim.lr)
+        Console().print(table)
+        text = StringIO()
+        Console(file=text, width=120).print(table)
+        log.debug("\n%s", text.getvalue())
         for note in unrun_notes(network, cfg.tuning, cfg.model.lora_targets):
             log.info("%s", note)
     return network, policies

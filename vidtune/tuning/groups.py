@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -47,33 +48,46 @@ def parameter_groups(
     ]
 
 
+FACTS = ("mode", "weights", "trainable", "share", "lr", "precision", "optimizer MB")
+
+
 def tuning_table(network: nn.Module, policies: Mapping[str, Any], lr: float) -> Table:
-    """What trains, per role: numbers of weights, share, learning rate, precision, optimizer memory."""
-    table = Table(title="What trains", title_justify="left")
-    for column in ("role", "mode", "weights", "trainable", "share", "lr", "precision", "optimizer MB"):
-        left = column in ("role", "mode", "precision")
-        table.add_column(column, justify="left" if left else "right", no_wrap=column == "role", overflow="fold")
+    """What trains, a column per role: numbers of weights, share, learning rate, precision, optimizer memory."""
+    columns = {"": list(FACTS)}
     for role in ROLES:
-        module = getattr(network, role, None)
-        if module is None:
-            continue
-        total = sum(parameter.numel() for parameter in module.parameters())
-        trained = {f"{role}.{name}": p for name, p in module.named_parameters() if p.requires_grad}
-        count = sum(parameter.numel() for parameter in trained.values())
-        rates = sorted({lr * policies[name].lr_ratio for name in trained})
-        frozen_types = {p.dtype for p in module.parameters() if not p.requires_grad}
-        types = sorted(
-            str(dtype).removeprefix("torch.") for dtype in frozen_types | {p.dtype for p in trained.values()}
-        )
-        modes = sorted({policies[name].mode for name in trained}) or ["frozen"]
-        table.add_row(
-            role,
-            "+".join(modes),
-            f"{total:,}",
-            f"{count:,}",
-            f"{100 * count / max(total, 1):.2f} %",
-            ", ".join(f"{rate:.2e}" for rate in rates),
-            "+".join(types),
-            f"{count * 8 / 1e6:.1f}",
-        )
+        if (module := getattr(network, role, None)) is not None:
+            columns[role] = _facts(role, module, policies, lr)
+    table = Table(title="What trains", title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right" if name else "left")
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
+
+
+def _facts(role: str, module: nn.Module, policies: Mapping[str, Any], lr: float) -> list[str]:
+    sizes = {f"{role}.{name}": (_num_weights(p), p.requires_grad) for name, p in module.named_parameters()}
+    trained = [name for name, (_, trains) in sizes.items() if trains]
+    total, count = sum(size for size, _ in sizes.values()), sum(sizes[name][0] for name in trained)
+    rates = sorted({lr * policies[name].lr_ratio for name in trained})
+    return [
+        "+".join(sorted({policies[name].mode for name in trained}) or ["frozen"]),
+        f"{total:,}",
+        f"{count:,}",
+        f"{100 * count / max(total, 1):.2f} %",
+        ", ".join(f"{rate:.2e}" for rate in rates),
+        "+".join(sorted({_precision(parameter) for parameter in module.parameters()})),
+        f"{count * 8 / 1e6:.1f}",
+    ]
+
+
+def _num_weights(parameter: nn.Parameter) -> int:
+    """Of the weight, not of its storage: four-bit ones are packed, and under ZeRO-3 the tensor is empty."""
+    if (packed := getattr(parameter, "quant_state", None)) is not None:
+        return math.prod(packed.shape)
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def _precision(parameter: nn.Parameter) -> str:
+    packed = getattr(parameter, "quant_state", None)
+    return str(parameter.dtype).removeprefix("torch.") if packed is None else packed.quant_type

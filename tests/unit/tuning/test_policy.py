@@ -151,6 +151,19 @@ def test_qlora_stores_adapted_layers_in_four_bits_and_nothing_else(network):
     assert weight.dtype == torch.uint8 and weight.quant_state.nested
 
 
+def test_the_table_counts_weights_in_four_bits_and_not_the_bytes_they_are_packed_into(network):
+    network.to(torch.bfloat16)
+    before = sum(parameter.numel() for parameter in network.language.parameters())
+    policies = tune(network, language={"mode": "qlora", **LORA})
+    adapters = sum(parameter.numel() for parameter in network.language.parameters() if parameter.requires_grad)
+    [facts] = [
+        column.cells for column in tuning_table(network, policies, lr=1e-4).columns if column.header == "language"
+    ]
+    _, weights, trainable, _, _, precision, _ = facts
+    assert (weights, trainable) == (f"{before + adapters:,}", f"{adapters:,}")
+    assert precision == "bfloat16+float32+nf4"
+
+
 def test_qlora_gradients_reach_every_adapter(network):
     network.to(torch.bfloat16)
     tune(network, language={"mode": "qlora", **LORA})
@@ -179,7 +192,7 @@ def test_the_table_states_numbers_share_rate_precision_and_optimizer_memory_per_
     network.to(torch.bfloat16)
     policies = tune(network, vision={"mode": "layernorm", "lr_ratio": 0.1}, language={"mode": "lora", **LORA})
     table = tuning_table(network, policies, lr=2e-4)
-    rows = {cells[0]: cells[1:] for cells in zip(*(column.cells for column in table.columns))}
+    rows = {column.header: list(column.cells) for column in table.columns[1:]}
     assert list(rows) == ["vision", "connector", "language"]
     # One layer and a final norm of width 64: three norms with weight and bias, 8 bytes of AdamW each.
     norms = sum(p.numel() for n, p in network.named_parameters() if n.startswith("vision") and p.requires_grad)
