@@ -94,7 +94,10 @@ class Case:
     @cached_property
     def processor(self) -> VideoChatGPTProcessor:
         return VideoChatGPTProcessor(
-            str(self.llava), max_length=self.config["model_max_length"], feature_width=self.config["clip"]["width"]
+            str(self.llava),
+            infer_template="video-chatgpt_v1_as_given",  # a conversation of a case is asked as it stands there
+            max_length=self.config["model_max_length"],
+            feature_width=self.config["clip"]["width"],
         )
 
     @cached_property
