@@ -54,6 +54,9 @@ def fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
         (["data=questions"], "data.root is not set"),
         (["tuning.vison.mode=full"], "Did you mean 'vision'"),
         (["tuning=lora", "tuning.language.alpha=null"], "LoRA needs rank (>= 1) and alpha"),
+        (["optim.schedule.name=cosin"], "Did you mean 'cosine'"),
+        (["optim.schedule.warmup_steps=5", "optim.schedule.warmup_ratio=0.1"], "set warmup_steps or warmup_ratio"),
+        (["+tuning.vision.schedule={name: cosine, rounds: 3}"], "'cosine' and its options ['rounds'] do not fit"),
         (["run_name='a=b'"], "run_name='a=b'"),
     ],
 )

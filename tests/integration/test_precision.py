@@ -18,6 +18,7 @@ from tests.integration.test_train_and_evaluate import losses
 from vidtune.checkpoint.locate import find_checkpoint
 from vidtune.contracts import UserError
 from vidtune.run import train
+from vidtune.run.build import build_network
 from vidtune.run.checks import check_config
 from vidtune.run.train import RUN_DIR_VARIABLE
 from vidtune.training.module import NonFiniteError
@@ -69,6 +70,35 @@ def test_a_frozen_bf16_base_is_never_upcast_and_what_trains_is_float32(
     moments = [v for state in checkpoint["optimizer_states"][0]["state"].values() for v in state.values()]
     assert {moment.dtype for moment in moments} == {torch.float32}
     assert len(moments) == 3 * len(checkpoint["state_dict"])
+
+
+def test_a_recipe_may_train_in_bf16_and_small_steps_are_then_lost(
+    shapes: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    """AdamW moves every weight by about the learning rate at its first step; bf16 has eight bits for it."""
+    changed = {}
+    for dtype in ("float32", "bfloat16"):
+        start = {"optim.lr": "1e-5", "optim.weight_decay": "0", "optim.schedule.warmup_steps": "0"}
+        words = ["trainer.max_steps=1", "hardware.precision=bf16-mixed", *(f"{k}={v}" for k, v in start.items())]
+        words += [f"tuning.{role}.dtype={dtype}" for role in ("vision", "connector", "language")]
+        run(*small_run(shapes, cache_dir, tmp_path, f"run_name={dtype}", LOOK, *words))
+        os.environ.pop(RUN_DIR_VARIABLE, None)
+        assert Look.seen["trained"] == {getattr(torch, dtype)}
+        checkpoint = torch.load(find_checkpoint(tmp_path / dtype, "last"), weights_only=True)
+        states = checkpoint["optimizer_states"][0]["state"].values()
+        assert {state[name].dtype for state in states for name in ("exp_avg", "exp_avg_sq")} == {getattr(torch, dtype)}
+        trained, name = checkpoint["state_dict"], "language.model.layers.0.mlp.up_proj.weight"
+        before = build_network(config("train", small_run(shapes, cache_dir, tmp_path))).get_parameter(name).to(getattr(torch, dtype))
+        changed[dtype] = float((trained[f"network.{name}"] != before).float().mean())
+    assert changed["float32"] > 0.95 and changed["bfloat16"] < 0.5
+
+
+def test_trained_types_that_nothing_keeps_are_refused() -> None:
+    words = ["tuning=lora", "hardware=cpu"]
+    with pytest.raises(UserError, match=r"tuning\.language\.dtype='float16'; choose one of float32, bfloat16"):
+        check_config(config("train", [*words, "tuning.language.dtype=float16"]))
+    with pytest.raises(UserError, match="DeepSpeed keeps float32 weights and moments whatever it is given"):
+        check_config(config("train", [*words, "tuning.language.dtype=bfloat16", "strategy=zero2"]))
 
 
 def test_frozen_parts_of_a_run_are_in_eval_mode(shapes: Path, cache_dir: Path, tmp_path: Path) -> None:

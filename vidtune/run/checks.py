@@ -18,6 +18,7 @@ from vidtune.media.sampling import SAMPLING, SHORT
 from vidtune.models.attention import ATTENTION
 from vidtune.models.base import ROLES
 from vidtune.run.memory_check import memory_faults
+from vidtune.training.schedules import build_factor, build_schedule, override
 from vidtune.training.strategies import build_strategy, num_processes
 from vidtune.tuning.faults import policy_faults
 
@@ -56,11 +57,12 @@ def _faults(cfg: DictConfig) -> list[Any]:
             faults.append(f"data.num_frames={cfg.data.num_frames}; expected at least 1")
         faults += _processor(cfg)
         faults += memory_faults(cfg)
-        policies = {role: cfg.tuning[role] for role in ROLES} | dict(cfg.tuning.parts)
-        faults += [fault for path, policy in policies.items() for fault in policy_faults(path, policy)]
+        faults += [fault for path, policy in _policies(cfg).items() for fault in policy_faults(path, policy)]
         faults += _four_bit(cfg)
+        faults += _trained_types(cfg)
     if "trainer" in cfg:
         faults += _cadence(cfg.trainer)
+        faults += _schedules(cfg)
     for check in (_batch, _strategy):
         try:
             check(cfg)
@@ -131,16 +133,46 @@ def _loss_scaling(cfg: DictConfig) -> list[str]:
     ]
 
 
+def _policies(cfg: DictConfig) -> dict[str, Any]:
+    return {role: cfg.tuning[role] for role in ROLES} | dict(cfg.tuning.parts)
+
+
 def _four_bit(cfg: DictConfig) -> list[str]:
     """NF4 weights are packed bytes: what shards or flattens weights needs one storage type for all of a unit."""
-    policies = {role: cfg.tuning[role] for role in ROLES} | dict(cfg.tuning.parts)
-    paths = [path for path, policy in policies.items() if policy.mode == "qlora"]
+    paths = [path for path, policy in _policies(cfg).items() if policy.mode == "qlora"]
     if paths and (cfg.strategy.name.startswith("zero3") or cfg.strategy.name.startswith("fsdp")):
         return [
             f"tuning.{paths[0]}.mode=qlora does not fit strategy={cfg.strategy.name}: weights that are sharded must "
             f"have one storage type, and NF4 weights are packed bytes beside bf16 ones. Choose strategy=ddp or zero2 "
             f"(each device holds the small 4-bit base), or mode=lora."
         ]
+    return []
+
+
+def _trained_types(cfg: DictConfig) -> list[str]:
+    """DeepSpeed's optimizer keeps float32 weights and moments of whatever trains."""
+    paths = [path for path, policy in _policies(cfg).items() if policy.mode != "frozen" and policy.dtype != "float32"]
+    if paths and cfg.strategy.name.startswith("zero"):
+        return [
+            f"tuning.{paths[0]}.dtype={_policies(cfg)[paths[0]].dtype} does not fit strategy={cfg.strategy.name}: "
+            f"DeepSpeed keeps float32 weights and moments whatever it is given. Leave dtype out, or choose "
+            f"strategy=fsdp."
+        ]
+    return []
+
+
+def _schedules(cfg: DictConfig) -> list[str]:
+    """Options of the schedule and of those that a part has of its own; one that is not ours checks itself."""
+    settings: Any = OmegaConf.to_container(cfg.optim.schedule, resolve=True)
+    if settings.pop("_target_") != f"{build_schedule.__module__}.{build_schedule.__name__}":
+        return []
+    settings.pop("_partial_", None)
+    own = [policy.schedule for policy in _policies(cfg).values() if policy.schedule]
+    try:
+        for differs in ({}, *own):
+            build_factor(cfg.optim.lr, 1, **override(settings, differs))
+    except UserError as error:
+        return [str(error)]
     return []
 
 

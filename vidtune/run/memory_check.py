@@ -25,7 +25,8 @@ def memory_faults(cfg: DictConfig) -> list[str]:
     elif strategy.startswith("zero"):
         per_weight, what = 4, "float32 weights, which this strategy keeps whole on every device"
     else:
-        per_weight, what = 16, "float32 weights, gradients and AdamW states"
+        dtype = cfg.tuning.language.dtype
+        per_weight, what = 4 * _BYTES.get(dtype, 4), f"{dtype} weights, gradients and AdamW states"
     needed = cfg.model.num_parameters * per_weight
     if needed <= memory:
         return []

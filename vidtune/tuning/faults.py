@@ -7,6 +7,7 @@ from typing import Any
 
 from vidtune.tuning.layers import parse_ranges
 
+DTYPES = ("float32", "bfloat16")
 MODES = ("frozen", "full", "layernorm", "lora", "qlora")
 
 
@@ -30,6 +31,8 @@ def policy_faults(path: str, policy: Any) -> list[str]:
             re.compile(policy.targets or "")
         except re.error as error:
             faults.append(f"tuning.{path}.targets={policy.targets!r} is no regular expression: {error}.")
+    if policy.dtype not in DTYPES:
+        faults.append(f"tuning.{path}.dtype={policy.dtype!r}; choose one of {', '.join(DTYPES)}.")
     try:
         parse_ranges(path, policy.freeze_layers)
     except ValueError as error:

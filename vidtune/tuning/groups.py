@@ -68,6 +68,7 @@ def tuning_table(network: nn.Module, policies: Mapping[str, Any], lr: float) -> 
 def _facts(role: str, module: nn.Module, policies: Mapping[str, Any], lr: float) -> list[str]:
     sizes = {f"{role}.{name}": (_num_weights(p), p.requires_grad) for name, p in module.named_parameters()}
     trained = [name for name, (_, trains) in sizes.items() if trains]
+    moments = 2 * sum(_num_weights(p) * p.element_size() for p in module.parameters() if p.requires_grad)
     total, count = sum(size for size, _ in sizes.values()), sum(sizes[name][0] for name in trained)
     rates = sorted({lr * policies[name].lr_ratio for name in trained})
     return [
@@ -77,7 +78,7 @@ def _facts(role: str, module: nn.Module, policies: Mapping[str, Any], lr: float)
         f"{100 * count / max(total, 1):.2f} %",
         ", ".join(f"{rate:.2e}" for rate in rates),
         "+".join(sorted({_precision(parameter) for parameter in module.parameters()})),
-        f"{count * 8 / 1e6:.1f}",
+        f"{moments / 1e6:.1f}",
     ]
 
 

@@ -22,7 +22,7 @@ def apply_tuning(
     lora_parameters: Mapping[str, str] | None = None,
     compute_dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Any]:
-    """Freeze, unfreeze and adapt a network as the policies say; what trains becomes float32.
+    """Freeze, unfreeze and adapt a network as the policies say; what trains gets the type of its policy.
 
     Args:
         network: with its weights loaded (adapters of LoRA start as the identity).
@@ -51,8 +51,8 @@ def apply_tuning(
         raise UserError("tuning: every part is frozen; set at least one of tuning.<role>.mode to full or lora.")
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            # In bf16 most steps of a small learning rate are lost to rounding.
-            parameter.data = parameter.data.float()
+            # float32 unless a recipe asks for less: in bf16 most steps of a small learning rate are lost to rounding.
+            parameter.data = parameter.data.to(getattr(torch, chosen[name].dtype))
         elif name in chosen:
             del chosen[name]
     return chosen
