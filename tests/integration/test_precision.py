@@ -88,7 +88,8 @@ def test_a_recipe_may_train_in_bf16_and_small_steps_are_then_lost(
         states = checkpoint["optimizer_states"][0]["state"].values()
         assert {state[name].dtype for state in states for name in ("exp_avg", "exp_avg_sq")} == {getattr(torch, dtype)}
         trained, name = checkpoint["state_dict"], "language.model.layers.0.mlp.up_proj.weight"
-        before = build_network(config("train", small_run(shapes, cache_dir, tmp_path))).get_parameter(name).to(getattr(torch, dtype))
+        untrained = build_network(config("train", small_run(shapes, cache_dir, tmp_path)))
+        before = untrained.get_parameter(name).to(getattr(torch, dtype))
         changed[dtype] = float((trained[f"network.{name}"] != before).float().mean())
     assert changed["float32"] > 0.95 and changed["bfloat16"] < 0.5
 
