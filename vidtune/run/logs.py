@@ -23,6 +23,11 @@ _EXPECTED = (
 """Warnings of libraries about what vidtune does knowingly."""
 
 
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    """Lightning recommends products of its maker at every start."""
+    return "Tip: For seamless" not in str(record.msg)
+
+
 class _Kept(BufferingHandler):
     """What was logged before there was a run folder: a run that is refused must not leave one behind."""
 
@@ -38,6 +43,7 @@ def start_logging(run_dir: Path | None = None) -> None:
     """
     for pattern in _EXPECTED:
         warnings.filterwarnings("ignore", message=pattern)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     logger = logging.getLogger("vidtune")
     logger.propagate = False
     early = [record for handler in logger.handlers if isinstance(handler, _Kept) for record in handler.buffer]
