@@ -70,7 +70,9 @@ def test_a_run_folder_holds_curve_log_summary_recipe_and_checkpoints(finished: P
     assert not [name for name in names if set(name) & set("=,[]")]
     assert json.loads((finished / "summary.json").read_text())["step"] == 6
     log = (finished / "log.txt").read_text()
-    assert "step 6/6" in log and "What trains" in log
+    assert "What trains" in log
+    [last] = [line for line in log.splitlines() if "step 6/6" in line]
+    assert all(name in last for name in ("train/loss", "samples_per_s", "tokens_per_s", "data_wait_percent", "eta"))
 
 
 def test_the_loss_of_the_small_run_falls(finished: Path) -> None:

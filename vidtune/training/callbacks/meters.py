@@ -64,7 +64,7 @@ class Meters(L.Callback):
         wait = 100 * (waited - self._waited_before) / seconds
         pl_module.log("speed/samples_per_s", samples / seconds, prog_bar=True)
         pl_module.log("speed/questions_per_s", questions / seconds)
-        pl_module.log("speed/tokens_per_s", tokens / seconds)
+        pl_module.log("speed/tokens_per_s", tokens / seconds, prog_bar=True)
         pl_module.log("speed/data_wait_percent", wait, prog_bar=True)
         if self.peak_tflops:
             peak = self.peak_tflops * 1e12 * trainer.world_size

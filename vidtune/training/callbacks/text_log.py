@@ -11,7 +11,11 @@ import lightning as L
 
 log = logging.getLogger(__name__)
 
-_SHOWN = ("train/loss", "val/loss", "val/accuracy", "speed/samples_per_s", "speed/data_wait_percent")
+_SHOWN = (
+    *("train/loss", "val/loss", "val/accuracy"),
+    *("speed/samples_per_s", "speed/tokens_per_s", "speed/data_wait_percent", "speed/memory_gb"),
+)
+"""Of the logged metrics; memory is measured on GPUs only."""
 
 
 class TextLog(L.Callback):
