@@ -30,7 +30,16 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.step import median_range
-from benchmarks.step_model import FRAMES, SIDE, WORDS, StepNetwork, StepProcessor, questions_about, write_clips
+from benchmarks.step_model import (
+    FRAMES,
+    SIDE,
+    WORDS,
+    StepProcessor,
+    add_size_arguments,
+    build_network,
+    questions_about,
+    write_clips,
+)
 from vidtune.contracts import Sample
 from vidtune.data.media_source import MediaSource
 from vidtune.evaluation.answering import generate_answers, most_likely_options
@@ -62,15 +71,12 @@ def timed(ask: Callable, samples: list[Sample], batch_size: int) -> tuple[dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--tower-width", type=int, default=256)
-    parser.add_argument("--tower-layers", type=int, default=2)
+    add_size_arguments(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     warnings.filterwarnings("ignore")
-    network = StepNetwork(arguments.width, arguments.layers, arguments.tower_width, arguments.tower_layers)
+    network = build_network(arguments)
     network.set_attention(PACKED_SDPA)
     console = Console(width=120)
     table = Table("8 questions per video", "one by one, s", "together, s", "times less", "turns")

@@ -52,7 +52,17 @@ from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArg
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.step_model import FRAMES, PATCH, SIDE, StepNetwork, StepProcessor, questions_about, write_clips
+from benchmarks.step_model import (
+    FRAMES,
+    PATCH,
+    SIDE,
+    StepNetwork,
+    StepProcessor,
+    add_size_arguments,
+    build_network,
+    questions_about,
+    write_clips,
+)
 from vidtune.config.schema import PartPolicy
 from vidtune.contracts import IGNORE, Batch, Sample
 from vidtune.data.datamodule import BatchArithmetic, VideoDataModule
@@ -322,17 +332,14 @@ def main() -> None:
     parser.add_argument("--clips-per-step", type=int, default=2, help="clips per step at 8 questions each")
     parser.add_argument("--single-clips", type=int, default=4, help="clips per step at one question per video")
     parser.add_argument("--answer-words", type=int, default=9, help="of the 39 of a question with its answer")
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--tower-width", type=int, default=256)
-    parser.add_argument("--tower-layers", type=int, default=2)
+    add_size_arguments(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "transformers", "trl", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.manual_seed(0)
-    network = StepNetwork(arguments.width, arguments.layers, arguments.tower_width, arguments.tower_layers)
+    network = build_network(arguments)
     with tempfile.TemporaryDirectory() as folder:
         build_tokenizer().save_pretrained(folder)
         processor = StepProcessor(folder, FRAMES, "uniform", 4096, image_size=SIDE)

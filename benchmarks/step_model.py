@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,6 +70,19 @@ class StepNetwork(VideoLLM):
 
     def connect(self, items: Sequence[MediaItem]) -> Tensor:
         return self.connector(torch.cat([item.tensors["values"] for item in items]))
+
+
+def add_size_arguments(parser: ArgumentParser) -> None:
+    """The network's sizes, the same for every benchmark that runs it."""
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--tower-width", type=int, default=256)
+    parser.add_argument("--tower-layers", type=int, default=2)
+
+
+def build_network(arguments: Namespace) -> StepNetwork:
+    """The network of these sizes, with random weights."""
+    return StepNetwork(arguments.width, arguments.layers, arguments.tower_width, arguments.tower_layers)
 
 
 class StepProcessor(TinyProcessor):

@@ -151,10 +151,11 @@ def _four_bit(cfg: DictConfig) -> list[str]:
 
 def _trained_types(cfg: DictConfig) -> list[str]:
     """DeepSpeed's optimizer keeps float32 weights and moments of whatever trains."""
-    paths = [path for path, policy in _policies(cfg).items() if policy.mode != "frozen" and policy.dtype != "float32"]
-    if paths and cfg.strategy.name.startswith("zero"):
+    trained = {path: policy.dtype for path, policy in _policies(cfg).items() if policy.mode != "frozen"}
+    others = [f"tuning.{path}.dtype={dtype}" for path, dtype in trained.items() if dtype != "float32"]
+    if others and cfg.strategy.name.startswith("zero"):
         return [
-            f"tuning.{paths[0]}.dtype={_policies(cfg)[paths[0]].dtype} does not fit strategy={cfg.strategy.name}: "
+            f"{others[0]} does not fit strategy={cfg.strategy.name}: "
             f"DeepSpeed keeps float32 weights and moments whatever it is given. Leave dtype out, or choose "
             f"strategy=fsdp."
         ]

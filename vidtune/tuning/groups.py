@@ -66,10 +66,9 @@ def tuning_table(network: nn.Module, policies: Mapping[str, Any], lr: float) -> 
 
 
 def _facts(role: str, module: nn.Module, policies: Mapping[str, Any], lr: float) -> list[str]:
-    sizes = {f"{role}.{name}": (_num_weights(p), p.requires_grad) for name, p in module.named_parameters()}
-    trained = [name for name, (_, trains) in sizes.items() if trains]
-    moments = 2 * sum(_num_weights(p) * p.element_size() for p in module.parameters() if p.requires_grad)
-    total, count = sum(size for size, _ in sizes.values()), sum(sizes[name][0] for name in trained)
+    trained = {f"{role}.{name}": p for name, p in module.named_parameters() if p.requires_grad}
+    total, count = sum(map(_num_weights, module.parameters())), sum(map(_num_weights, trained.values()))
+    moments = 2 * sum(_num_weights(parameter) * parameter.element_size() for parameter in trained.values())
     rates = sorted({lr * policies[name].lr_ratio for name in trained})
     return [
         "+".join(sorted({policies[name].mode for name in trained}) or ["frozen"]),
